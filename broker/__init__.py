@@ -1,0 +1,1 @@
+"""Starting and configuring an MQTT broker."""

@@ -1,0 +1,56 @@
+"""``python -m broker``: a broker in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from broker.start import LOOPBACK, open_broker
+from common.errors import ConfigError
+
+EXIT_CONFIG = 78
+
+
+def run(*, choice: str = "auto", host: str = LOOPBACK, port: int = 1883, directory: Path | None = None) -> int:
+    """Run a broker until SIGINT or SIGTERM; the exit code: 0, 78 for what cannot be used, 1 when the broker died."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with tempfile.TemporaryDirectory(prefix="streamsplit-broker-") as scratch:
+        try:
+            with open_broker(choice, directory=directory or Path(scratch), port=port or None, host=host) as broker:
+                print(f"{broker.kind} broker at {broker.url} (no passwords: for development)", flush=True)
+                return _until(ended, broker.pid)
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return EXIT_CONFIG
+
+
+def _until(ended: threading.Event, pid: int | None) -> int:
+    while not ended.wait(0.5):
+        if pid is not None and os.waitpid(pid, os.WNOHANG)[0]:
+            print("the broker died", file=sys.stderr)
+            return 1
+    return 0
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
+    parser.add_argument("--broker", default="auto", help='"auto", "embedded" or "mosquitto"')
+    parser.add_argument("--host", default=LOOPBACK, help="the embedded broker takes loopback addresses only")
+    parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
+    parser.add_argument("--directory", type=Path, default=None, help="where configuration and log go")
+    arguments = parser.parse_args()
+    return run(
+        choice=arguments.broker, host=arguments.host, port=arguments.port, directory=arguments.directory
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

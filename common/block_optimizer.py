@@ -1,0 +1,92 @@
+"""One optimizer per block, so that a block can change hands: moments are per block and never travel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+
+from common.encoder import Encoder
+from common.split import block_parameters
+
+Kind = Literal["adamw", "sgd"]
+
+
+class BlockOptimizers:
+    """An optimizer for each block this end has taken over, made when the block is first stepped.
+
+    Whoever takes over a block starts its moments anew, with the learning rate rising linearly over ``warmup_steps``
+    steps (0 = none). The same on the device and on the trainer, so that both train a block alike.
+    """
+
+    def __init__(
+        self, encoder: Encoder, *, kind: Kind, weight_decay: float, warmup_steps: int, momentum: float = 0.0
+    ) -> None:
+        if kind not in ("adamw", "sgd"):
+            raise ValueError(f"unknown optimizer {kind!r}, allowed: adamw, sgd")
+        self._encoder = encoder
+        self._kind = kind
+        self._weight_decay = weight_decay
+        self._warmup_steps = warmup_steps
+        self._momentum = momentum
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._steps: dict[str, int] = {}
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The blocks this end has stepped and not released."""
+        return tuple(self._optimizers)
+
+    def step(self, names: Iterable[str], learning_rate: float) -> None:
+        """One optimizer step on these blocks with the gradients they hold; a block not taken yet is taken over."""
+        for name in names:
+            optimizer = self._optimizers.get(name) or self._take(name)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * self._warmup(name)
+            optimizer.step()
+            self._steps[name] += 1
+
+    def zero(self, names: Iterable[str]) -> None:
+        """Drop the gradients of these blocks."""
+        for name in names:
+            for parameter in block_parameters(self._encoder, name):
+                parameter.grad = None
+
+    def release(self, names: Iterable[str]) -> None:
+        """Give these blocks up: moments and warm-up are forgotten."""
+        for name in names:
+            self._optimizers.pop(name, None)
+            self._steps.pop(name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the moments and step counts of every block taken, for a checkpoint of one's own."""
+        return {
+            name: {"steps": self._steps[name], "optimizer": deepcopy(optimizer.state_dict())}
+            for name, optimizer in self._optimizers.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; blocks that are not in it are released."""
+        self.release(self.taken)
+        for name, saved in state.items():
+            self._take(name).load_state_dict(saved["optimizer"])
+            self._steps[name] = saved["steps"]
+
+    def _warmup(self, name: str) -> float:
+        if self._warmup_steps <= 0:
+            return 1.0
+        return min(1.0, (self._steps[name] + 1) / self._warmup_steps)
+
+    def _take(self, name: str) -> torch.optim.Optimizer:
+        parameters = block_parameters(self._encoder, name)
+        optimizer: torch.optim.Optimizer
+        if self._kind == "adamw":
+            # fused: one call a block instead of a dozen a parameter, which counts for small blocks on small machines
+            optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=self._weight_decay, fused=True)
+        else:
+            optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=self._momentum, weight_decay=self._weight_decay)
+        self._optimizers[name] = optimizer
+        self._steps[name] = 0
+        return optimizer

@@ -1,0 +1,40 @@
+"""The change of several blocks as one blob: what a device publishes on ``up/update`` and what it keeps on its disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgpack
+from torch import Tensor
+
+from common.errors import MessageError
+from common.state_blob import WeightsDtype, pack_state, unpack_state
+
+State = dict[str, Tensor]
+
+
+def pack_blocks(blocks: Mapping[str, State], dtype: WeightsDtype) -> bytes:
+    """Pack ``{block name: {parameter: tensor}}``; the order of the names is kept."""
+    packed: bytes = msgpack.packb({name: pack_state(state, dtype) for name, state in blocks.items()})
+    return packed
+
+
+def unpack_blocks(blob: bytes, expected: Mapping[str, State]) -> dict[str, State]:
+    """Unpack what `pack_blocks` packed: any subset of the ``expected`` blocks, each complete and of the expected shapes.
+
+    Raises:
+        MessageError: not such a blob, an unknown block, a wrong shape, NaN or infinity.
+    """
+    try:
+        raw = msgpack.unpackb(blob, strict_map_key=True, max_map_len=len(expected), max_bin_len=len(blob))
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise MessageError(f"change of blocks: {error}") from error
+    if not isinstance(raw, dict) or not all(isinstance(value, bytes) for value in raw.values()):
+        raise MessageError("change of blocks: not a map of names to bytes")
+    unknown = sorted(str(name) for name in raw if name not in expected)
+    if unknown:
+        raise MessageError(f"change of blocks: unknown block {unknown[0]!r}, known are {', '.join(expected)}")
+    return {
+        name: unpack_state(state, {key: tensor.shape for key, tensor in expected[name].items()})
+        for name, state in raw.items()
+    }

@@ -1,0 +1,99 @@
+"""What every device and the trainer of one fleet share: the broker, the encoder, the optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from common.config_types import ExistingFile, Identity, Number, Settings, refuse
+from common.errors import ConfigError
+from common.link_address import BrokerAddress
+
+
+class BrokerConfig(Settings):
+    """Where the MQTT broker is and how to sign on."""
+
+    url: str = Field(description="Address of the broker: mqtt://HOST[:PORT], or mqtts://HOST[:PORT] for TLS.")
+    username: str | None = Field(default=None, min_length=1, description="User name at the broker; null: none.")
+    password_file: ExistingFile | None = Field(
+        default=None, description="File whose first line is the password; keep it readable to the service alone."
+    )
+    ca: ExistingFile | None = Field(
+        default=None, description="Certificate authority that signed the broker's certificate (PEM)."
+    )
+    certificate: ExistingFile | None = Field(default=None, description="This end's own certificate (PEM); needs key.")
+    key: ExistingFile | None = Field(
+        default=None, validate_default=True, description="Private key of that certificate (PEM); needs certificate."
+    )
+    keepalive_s: int = Field(
+        default=30, ge=5, le=3600, description="MQTT keep-alive in seconds: how soon a dead link is noticed."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        try:
+            BrokerAddress.parse(url)
+        except ConfigError as error:
+            raise refuse(
+                f"{str(error).partition(': expected')[0]} is not understood",
+                "mqtt://HOST[:PORT] or mqtts://HOST[:PORT]",
+            ) from error
+        return url
+
+    @field_validator("password_file")
+    @classmethod
+    def _belongs_to_a_user(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("username", "") is None:
+            raise refuse("a password without a user", "only together with username")
+        return value
+
+    @field_validator("ca", "certificate", "key")
+    @classmethod
+    def _only_with_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("url", "").startswith("mqtt:"):
+            raise refuse("TLS files with an mqtt:// address", "only with an mqtts:// url")
+        return value
+
+    @field_validator("key")
+    @classmethod
+    def _belongs_to_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if "certificate" in info.data and (value is None) != (info.data["certificate"] is None):
+            missing = "certificate" if value is not None else "key"
+            raise refuse(f"{missing} is missing", "certificate and key together, or neither")
+        return value
+
+
+class OptimizerConfig(Settings):
+    """How both ends turn gradients into weights."""
+
+    kind: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="Optimizer of every block, on devices and trainer alike."
+    )
+    weight_decay: Number = Field(default=1e-4, ge=0, le=1, description="Decoupled weight decay per step (a fraction).")
+    warmup_steps: int = Field(
+        default=20,
+        ge=0,
+        le=100_000,
+        description="Steps over which the learning rate rises linearly after a block changes owner.",
+    )
+
+
+class FleetConfig(Settings):
+    """What every device and the trainer of one fleet share."""
+
+    fleet: Identity = Field(description="Name of the fleet; stands in every topic.")
+    broker: BrokerConfig = Field(description="The MQTT broker.")
+    encoder: Literal["mobile", "resnet18"] = Field(
+        default="mobile", description="The encoder all of them train together."
+    )
+    parts_per_step: int = Field(
+        default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer at both ends.")
+    weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format in which weights travel.")
+    max_message_bytes: int = Field(
+        default=4 * 1024 * 1024, ge=65_536, le=268_435_455, description="Largest MQTT message accepted, in bytes."
+    )

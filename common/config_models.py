@@ -1,0 +1,290 @@
+"""What can be configured: every key with its type, bounds, default and meaning, each in this one place.
+
+The models are frozen and strict: ``"8"`` is no integer, 3.0 neither; an integer may stand where a number is meant. Read
+them through :mod:`common.config`, which names file, line and key of whatever is wrong. A path in a file is relative to
+that file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from common.config_fleet import BrokerConfig, FleetConfig, OptimizerConfig
+from common.config_profile import PowerConfig, Profile, ProfileSources
+from common.config_types import (
+    ENCODER_DEPTH,
+    CodecText,
+    ConfigPath,
+    Cut,
+    ExistingFile,
+    Identity,
+    Means,
+    Number,
+    PointsTo,
+    Settings,
+    activations_codec,
+    as_tuple,
+    gradient_codec,
+    refuse,
+)
+
+__all__ = [
+    "ENCODER_DEPTH",
+    "BrokerConfig",
+    "DesiredConfig",
+    "DeviceConfig",
+    "FleetConfig",
+    "OptimizerConfig",
+    "PowerConfig",
+    "Profile",
+    "ProfileSources",
+    "SourceConfig",
+    "SplitterConfig",
+    "TrainerConfig",
+]
+
+
+class DesiredConfig(Settings):
+    """What the trainer asks of every device; overrides the device's own file while it runs."""
+
+    codec: CodecText | None = Field(default=None, description="Codec of the activations; null: each device's own.")
+    paused: bool = Field(default=False, description="True: devices stop learning and sending until told otherwise.")
+
+
+class TrainerConfig(Settings):
+    """The trainer."""
+
+    fleet: Annotated[FleetConfig, PointsTo("fleet", "path of a fleet file")] = Field(description="The fleet it trains.")
+    state_directory: ConfigPath = Field(description="Folder for checkpoints and metrics; created if absent.")
+    compute: Literal["cpu", "cuda", "auto"] = Field(
+        default="auto", description="Where it computes; auto: a GPU if there is one."
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="Threads torch may use in the training thread.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the first weights and of everything random.")
+    learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, at both ends.")
+    schedule: Literal["anneal", "constant"] = Field(
+        default="constant",
+        description="anneal: one cycle over budget_windows; constant: for continuous use, averaged encoder.",
+    )
+    budget_windows: int | None = Field(
+        default=None,
+        ge=1,
+        validate_default=True,
+        description="Windows of the whole run, all devices together; null: no end.",
+    )
+    temperature: Number = Field(default=0.1, gt=0, le=10, description="Temperature of the contrastive loss (no unit).")
+    sw_weight: Number = Field(
+        default=5.0, ge=0, le=1000, description="Weight of the sliced-Wasserstein term (no unit)."
+    )
+    sw_projections: int = Field(
+        default=50, ge=1, le=4096, description="Random directions of the sliced-Wasserstein term."
+    )
+    laplacian_weight: Number = Field(
+        default=0.01, ge=0, le=1000, description="Weight of the temporal Laplacian term (no unit)."
+    )
+    laplacian_window: int = Field(
+        default=100, ge=1, le=10_000, description="Past windows per segment kept for the Laplacian term."
+    )
+    laplacian_neighbours: int = Field(
+        default=5, ge=1, le=1000, description="Temporal neighbours of each window in that term."
+    )
+    false_negative_s: Number = Field(
+        default=6.0,
+        ge=0,
+        le=3600,
+        description="Windows of one segment or room closer than this, in seconds, are no negatives.",
+    )
+    merge_every: int = Field(
+        default=25, ge=1, le=100_000, description="Training batches between two merges of the weights."
+    )
+    merge_deadline_s: Number = Field(
+        default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."
+    )
+    max_lag: int = Field(
+        default=4, ge=1, le=1000, description="Parts more than this many weights versions old are stale."
+    )
+    gradient_codec: CodecText = Field(default_factory=gradient_codec, description="Codec of the gradients sent back.")
+    speed: Literal["fast", "realtime"] = Field(
+        default="realtime",
+        description="fast: no clock decides what is learned, so that a run repeats; realtime: deadlines hold.",
+    )
+    expected_devices: int = Field(
+        default=0, ge=0, le=100_000, description="Devices to wait for before the first batch in fast mode; 0: none."
+    )
+    checkpoint_every_merges: int = Field(default=1, ge=1, le=100_000, description="Merges between two checkpoints.")
+    pins: Annotated[dict[Identity, Cut], Means(f"map of device id to a cut from 0 to {ENCODER_DEPTH}")] = Field(
+        default_factory=dict, description="Devices whose cut the operator fixes."
+    )
+    allowed_cuts: Annotated[
+        tuple[Cut, ...] | None, BeforeValidator(as_tuple), Means(f"list of cuts from 0 to {ENCODER_DEPTH}, or null")
+    ] = Field(
+        default=None, min_length=1, description="Cuts the devices may use; null: all that a device's min_cut permits."
+    )
+    desired: DesiredConfig = Field(default_factory=DesiredConfig, description="What devices are asked to do.")
+
+    @field_validator("budget_windows")
+    @classmethod
+    def _anneal_needs_a_budget(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("schedule") == "anneal":
+            raise refuse("schedule: anneal needs a budget", "an integer from 1, or schedule: constant")
+        return value
+
+    @field_validator("laplacian_neighbours")
+    @classmethod
+    def _neighbours_fit_the_window(cls, value: int, info: ValidationInfo) -> int:
+        window = info.data.get("laplacian_window")
+        if window is not None and value > window:
+            raise refuse(f"{value} neighbours in a window of {window}", f"at most laplacian_window ({window})")
+        return value
+
+    @field_validator("allowed_cuts")
+    @classmethod
+    def _cuts_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise refuse(f"{list(value)} names a cut twice", "each cut once")
+        return value
+
+
+class SourceConfig(Settings):
+    """Where a device's sound comes from."""
+
+    kind: Literal["folder", "microphone", "soundscape"] = Field(
+        description="folder: replay recordings; microphone: listen; soundscape: synthetic sounds, needs no data."
+    )
+    path: ConfigPath | None = Field(
+        default=None, validate_default=True, description="Folder of recordings; with kind folder, and only there."
+    )
+    list: ExistingFile | None = Field(
+        default=None,
+        description="Text file naming the recordings to use, one path relative to path per line; null: all.",
+    )
+    order: Literal["stream", "shuffled"] = Field(
+        default="stream",
+        description="stream: contiguous windows of shuffled clips; shuffled: one random window of each clip.",
+    )
+    repeat: bool = Field(default=True, description="Begin again when every recording was played.")
+    card: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the sound card of a microphone, or a part of it; null: the default.",
+    )
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(as_tuple), Means("list of sound classes, or null")] = (
+        Field(default=None, min_length=1, description="Sounds a soundscape is made of; null: all it knows.")
+    )
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the order of clips and of synthetic sounds.")
+
+    @field_validator("path")
+    @classmethod
+    def _folder_has_a_path(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        kind = info.data.get("kind")
+        if kind == "folder" and value is None:
+            raise refuse("kind folder needs a path", "the folder of recordings")
+        if kind in {"microphone", "soundscape"} and value is not None:
+            raise refuse(f"kind {kind} has no path", "only with kind: folder")
+        return value
+
+    @field_validator("list", "card", "classes")
+    @classmethod
+    def _belongs_to_the_kind(cls, value: object, info: ValidationInfo) -> object:
+        owner = {"list": "folder", "card": "microphone", "classes": "soundscape"}[str(info.field_name)]
+        kind = info.data.get("kind", owner)
+        if value is not None and kind != owner:
+            raise refuse(f"kind {kind} has no {info.field_name}", f"only with kind: {owner}")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _known_classes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        from common.soundscape import CLASSES
+
+        unknown = [name for name in value or () if name not in CLASSES]
+        if unknown:
+            raise refuse(f"no such sound: {', '.join(unknown)}", ", ".join(CLASSES))
+        return value
+
+
+class SplitterConfig(Settings):
+    """How the device chooses its cut."""
+
+    kind: Literal["fixed", "heuristic"] = Field(
+        default="fixed", description="fixed: always cut; heuristic: from load and link."
+    )
+    cut: Cut = Field(default=5, description="Blocks of the encoder that run on the device; the heuristic starts there.")
+
+
+class DeviceConfig(Settings):
+    """One device."""
+
+    id: Identity = Field(description="Name of the device; stands in its topics, unique in the fleet.")
+    room: str = Field(
+        default="", max_length=64, description="Devices that hear the same sounds share a room; empty: alone."
+    )
+    fleet: Annotated[FleetConfig, PointsTo("fleet", "path of a fleet file")] = Field(
+        description="The fleet it is part of."
+    )
+    profile: Annotated[
+        Profile | None, PointsTo("profile", "name of a shipped profile, path of a profile file, or null")
+    ] = Field(
+        default=None,
+        description="The board it is or imitates: energy model and emulated speed and link; null: neither.",
+    )
+    source: SourceConfig = Field(description="Where its sound comes from.")
+    speed: Literal["fast", "realtime"] = Field(
+        default="realtime",
+        description="fast: as fast as it computes, no clock decides what is learned; realtime: as it sounds.",
+    )
+    windows: int | None = Field(default=None, ge=1, description="Windows after which it ends; null: never.")
+    min_cut: Cut = Field(
+        default=3, description="Privacy floor: nothing below this cut is ever sent, whatever the trainer asks."
+    )
+    splitter: SplitterConfig = Field(
+        default_factory=SplitterConfig, validate_default=True, description="How the cut is chosen."
+    )
+    codec: CodecText = Field(default_factory=activations_codec, description="Codec of the activations.")
+    state_directory: ConfigPath = Field(description="Folder where it keeps its weights; created if absent.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the augmentation and of everything random.")
+    deadline_ms: int = Field(
+        default=2000,
+        ge=1,
+        le=600_000,
+        description="Milliseconds after its newest part within which the trainer should answer.",
+    )
+    step_timeout_s: Number = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which an unanswered step counts as lost; more than deadline_ms.",
+    )
+    connect_timeout_s: Number = Field(
+        default=30.0, gt=0, le=3600, description="Seconds to wait for the broker at start before going on without it."
+    )
+    local_learning: bool = Field(default=True, description="Go on learning alone while the link is gone.")
+    local_learning_rate: Number = Field(default=5e-4, gt=0, le=1, description="Learning rate of those local steps.")
+    telemetry_every_steps: int = Field(default=1, ge=1, le=10_000, description="Steps between two telemetry messages.")
+
+    @field_validator("speed")
+    @classmethod
+    def _a_microphone_is_in_real_time(cls, value: str, info: ValidationInfo) -> str:
+        source = info.data.get("source")
+        if source is not None and source.kind == "microphone" and value == "fast":
+            raise refuse("a microphone cannot be read faster than it hears", "realtime")
+        return value
+
+    @field_validator("splitter")
+    @classmethod
+    def _cut_respects_the_floor(cls, value: SplitterConfig, info: ValidationInfo) -> SplitterConfig:
+        floor = info.data.get("min_cut", 0)
+        if value.cut < floor:
+            raise refuse(f"cut {value.cut} is below min_cut {floor}", f"from {floor} to {ENCODER_DEPTH}", key="cut")
+        return value
+
+    @field_validator("step_timeout_s")
+    @classmethod
+    def _outlasts_the_deadline(cls, value: float, info: ValidationInfo) -> float:
+        deadline_s = info.data.get("deadline_ms", 0) / 1000
+        if value <= deadline_s:
+            raise refuse(f"{value:g} s are over before deadline_ms", f"above {deadline_s:g}")
+        return value

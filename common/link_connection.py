@@ -1,0 +1,349 @@
+"""The network side of a link, and the only file that knows paho.
+
+One thread owns the socket: it connects, subscribes and re-publishes what is retained at every connect, hands paho the next message
+only when the socket has taken the one before (paho's own QoS 0 queue has no bound), and is the one loop that reconnects. paho is
+driven without its threads, so none of its locks is ever taken from outside.
+MQTT 5 first; 3.1.1 where the broker refuses it or does not answer, and what worked is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import selectors
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from common.link_address import Backoff, BrokerAddress, Tls
+from common.link_queues import Incoming, Outgoing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from common.link_state import LinkState
+
+CONNECT_TIMEOUT_S = 5.0
+CONNACK_TIMEOUT_S = 10.0
+# amqtt answers an MQTT 5 CONNECT that carries a will by silence, so an unproven protocol gets less patience.
+UNPROVEN_CONNACK_TIMEOUT_S = 3.0
+SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
+STABLE_S = 10.0  # a connection that lived this long starts the back-off anew
+IN_FLIGHT = 8  # QoS 1 messages the broker has not acknowledged: 8 x 64 KiB per round trip
+UNSENT_BYTES = 131_072  # how far the kernel may run ahead of the wire: the most an activation waits behind
+SEND_BURST_BYTES = 65_536
+READ_BURST = 64
+UNSUPPORTED_PROTOCOL = 132
+MQTT_5, MQTT_311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
+
+log = logging.getLogger("streamsplit.link")
+
+
+class _Client(paho.Client):
+    """paho's client, counting bytes at the socket and telling when the socket has nothing more to read."""
+
+    def __init__(self, state: LinkState, protocol: MQTTProtocolVersion) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            state.client_id,
+            clean_session=None if protocol == MQTT_5 else True,
+            protocol=protocol,
+            reconnect_on_failure=False,
+        )
+        self.link_state = state
+        self.starved = True
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            received = super()._sock_recv(bufsize)
+        except BlockingIOError:
+            self.starved = True
+            raise
+        self.link_state.bytes_down += len(received)
+        return received
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        sent = super()._sock_send(buf)
+        self.link_state.bytes_up += sent
+        return sent
+
+    def read_burst(self) -> None:
+        """Read until the socket is empty or the burst is over (then ``starved`` stays False)."""
+        self.starved = False
+        for _ in range(READ_BURST):
+            if self.socket() is None:
+                self.starved = True
+            if self.starved:
+                return
+            self.loop_read()
+
+    def abort(self) -> None:
+        """Close the socket without a word."""
+        self._sock_close()
+        self.starved = True
+
+
+class Connection:
+    """The network thread of one link. It starts with ``thread.start()`` and ends when the state says ``stopping``."""
+
+    def __init__(
+        self,
+        *,
+        state: LinkState,
+        address: BrokerAddress,
+        is_data: Callable[[str], bool],
+        will: tuple[str, bytes] | None,
+        tls: Tls | None,
+        username: str | None,
+        password: str | None,
+        keepalive_s: int,
+        on_connect_retain: Callable[[int], tuple[str, bytes] | None] | None,
+    ) -> None:
+        self._state = state
+        self._address = address
+        self._is_data, self._will, self._on_connect_retain = is_data, will, on_connect_retain
+        self._username = username if username is not None else address.username
+        self._password = password if password is not None else address.password
+        self._tls = (tls or Tls()).context() if address.secure else None
+        self._tls_insecure = tls is not None and tls.insecure
+        self._keepalive_s = keepalive_s
+        self._in_flight: dict[int, Outgoing] = {}
+        self._in_flight_limit = IN_FLIGHT
+        self._protocol = MQTT_5
+        self._proven = False
+        self._answered = False
+        self._client = self._make_client()
+        self.thread = threading.Thread(target=self._run, name=f"link-{state.client_id}", daemon=True)
+
+    @property
+    def protocol(self) -> str:
+        """ "5" or "3.1.1"."""
+        return "5" if self._protocol == MQTT_5 else "3.1.1"
+
+    def _run(self) -> None:
+        state = self._state
+        try:
+            self._keep_connected()
+        except BaseException as error:  # noqa: BLE001 - handed to the owner's threads, which raise it
+            log.exception("%s: the network thread died", state.client_id)
+            state.broken = error
+        self._client.abort()
+        state.now_disconnected()
+        state.inbound.close()
+
+    def _keep_connected(self) -> None:
+        """The one loop that reconnects."""
+        backoff = Backoff()
+        while not self._state.stopping.is_set():
+            started_s, self._answered = time.monotonic(), False
+            if self._open():
+                self._serve()
+                self._state.now_disconnected()
+                if self._answered and time.monotonic() - started_s >= STABLE_S:
+                    backoff.reset()
+                if not self._answered and not self._proven:
+                    self._change_protocol()
+                    if self._protocol == MQTT_311:
+                        continue
+            self._state.stopping.wait(backoff.next_s())
+
+    def _change_protocol(self) -> None:
+        # The new client cannot know what the old one had in flight; retained topics are all sent again anyway.
+        self._state.outbound.put_back([message for message in self._in_flight.values() if not message.retain])
+        self._in_flight.clear()
+        self._protocol = MQTT_311 if self._protocol == MQTT_5 else MQTT_5
+        self._client = self._make_client()
+
+    def _make_client(self) -> _Client:
+        client = _Client(self._state, self._protocol)
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.on_socket_open = _tune_socket
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        if self._will is not None:
+            client.will_set(self._will[0], self._will[1], qos=1, retain=True)
+        if self._username is not None:
+            client.username_pw_set(self._username, self._password)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+            client.tls_insecure_set(self._tls_insecure)
+        properties = _session_expiry(PacketTypes.CONNECT, SESSION_EXPIRY_S) if self._protocol == MQTT_5 else None
+        client.connect_async(self._address.host, self._address.port, self._keepalive_s, properties=properties)
+        return client
+
+    def _open(self) -> bool:
+        try:
+            self._client.reconnect()
+        except OSError as error:
+            self._state.last_error = f"{self._where()}: {error}"
+            return False
+        self._client.starved = True
+        return True
+
+    def _where(self) -> str:
+        return f"{self._address.host}:{self._address.port}"
+
+    def _serve(self) -> None:
+        """Move bytes until the connection is gone."""
+        client, state = self._client, self._state
+        answer_until_s = time.monotonic() + (CONNACK_TIMEOUT_S if self._proven else UNPROVEN_CONNACK_TIMEOUT_S)
+        leaving = False
+        with selectors.DefaultSelector() as selector:
+            selector.register(state.bell, selectors.EVENT_READ)
+            while (sock := client.socket()) is not None:
+                if state.stopping.is_set() and not leaving and self._may_leave():
+                    leaving = True
+                    self._leave()
+                    continue
+                self._move(selector, sock)
+                if not self._answered and time.monotonic() > answer_until_s:
+                    state.last_error = f"{self._where()}: no answer to CONNECT"
+                    client.abort()
+
+    def _move(self, selector: selectors.BaseSelector, sock: Any) -> None:
+        """Wait for the socket or the bell, then read and write what can be read and written."""
+        client = self._client
+        _watch(selector, sock, write=self._wants_to_send())
+        readable, writable = not client.starved, False
+        for key, mask in selector.select(self._patience_s()):
+            if key.fileobj is self._state.bell:
+                self._state.bell.answer()
+                self._subscribe_due()
+            else:
+                readable = readable or bool(mask & selectors.EVENT_READ)
+                writable = bool(mask & selectors.EVENT_WRITE)
+        if readable:
+            client.read_burst()
+        if writable:
+            client.loop_write()
+            self._send_some()
+        client.loop_misc()
+
+    def _patience_s(self) -> float:
+        if not self._client.starved:
+            return 0.0
+        return 0.05 if self._state.stopping.is_set() else 1.0
+
+    def _wants_to_send(self) -> bool:
+        if self._client.want_write():
+            return True
+        return self._state.connected and self._state.outbound.waiting(room=self._room())
+
+    def _room(self) -> bool:
+        return len(self._in_flight) < self._in_flight_limit
+
+    def _send_some(self) -> None:
+        budget = SEND_BURST_BYTES
+        while self._state.connected and budget > 0 and not self._client.want_write():
+            message = self._state.outbound.take(room=self._room())
+            if message is None:
+                return
+            # Checked again: a message may have been queued before this broker told its limit.
+            if not self._state.too_large(message.topic, message.payload):
+                budget -= len(message.payload)
+                self._hand_over(message)
+
+    def _hand_over(self, message: Outgoing) -> None:
+        properties = None
+        if message.expires_s is not None and self._protocol == MQTT_5:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.MessageExpiryInterval = max(1, math.ceil(message.expires_s - time.monotonic()))
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        if message.qos:
+            self._in_flight[info.mid] = message
+
+    def _subscribe_due(self) -> None:
+        for topic_filter, qos in self._state.take_due():
+            if qos is None:
+                self._client.unsubscribe(topic_filter)
+            else:
+                self._state.asked(self._client.subscribe(topic_filter, qos)[1], (topic_filter,))
+        self._state.announce()
+
+    def _may_leave(self) -> bool:
+        if not self._state.connected or time.monotonic() >= self._state.flush_until_s:
+            return True
+        return self._state.outbound.empty(sets_too=False) and not self._in_flight and not self._client.want_write()
+
+    def _leave(self) -> None:
+        if self._state.connected and not self._client.want_write():
+            goodbye = _session_expiry(PacketTypes.DISCONNECT, 0) if self._protocol == MQTT_5 else None
+            self._client.disconnect(properties=goodbye)
+        else:  # a packet is half written, and the time is over: the broker publishes the will
+            self._client.abort()
+
+    # paho calls these from ``loop_read`` and ``loop_write``, so what they raise ends the thread loudly.
+
+    def _on_connect(self, _c: Any, _u: Any, _f: Any, reason: ReasonCode, properties: Properties | None) -> None:
+        if reason.is_failure:
+            self._state.last_error = f"{self._where()} refuses {self._state.client_id}: {reason}"
+            if reason.value == UNSUPPORTED_PROTOCOL:
+                self._proven = False
+            else:
+                self._answered = True
+            return
+        self._answered = self._proven = True
+        self._in_flight_limit = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
+        subscriptions = self._state.now_connected(getattr(properties, "MaximumPacketSize", None))
+        if subscriptions:
+            self._state.asked(self._client.subscribe(subscriptions)[1], tuple(name for name, _ in subscriptions))
+        if self._on_connect_retain is not None:
+            status = self._on_connect_retain(self._state.connects)
+            if status is not None:
+                self._state.outbound.retain(*status)
+        self._state.outbound.republish()
+        self._state.announce()
+
+    def _on_disconnect(self, _c: Any, _u: Any, _f: Any, reason: ReasonCode, _p: Any) -> None:
+        if reason.is_failure and self._state.connected:
+            self._state.last_error = f"{self._where()}: {reason}"
+
+    def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
+        incoming = Incoming(message.topic, bytes(message.payload), message.retain, time.monotonic())
+        if self._is_data(incoming.topic):
+            self._state.inbound.put_data(incoming)
+        else:
+            self._state.inbound.put_control(incoming)
+
+    def _on_publish(self, _c: Any, _u: Any, mid: int, reason: ReasonCode, _p: Any) -> None:
+        message = self._in_flight.pop(mid, None)
+        if message is not None and reason.is_failure:
+            self._state.refuse(str(reason), message.topic)
+
+    def _on_subscribe(self, _c: Any, _u: Any, mid: int, reasons: list[ReasonCode], _p: Any) -> None:
+        for topic_filter, reason in zip(self._state.confirmed(mid), reasons, strict=False):
+            if reason.is_failure:
+                self._state.refuse(f"subscription: {reason}", topic_filter)
+
+
+def _tune_socket(_client: paho.Client, _userdata: Any, sock: Any) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    not_sent_low_water = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
+    if not_sent_low_water is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, not_sent_low_water, UNSENT_BYTES)
+
+
+def _watch(selector: selectors.BaseSelector, sock: Any, *, write: bool) -> None:
+    events = selectors.EVENT_READ | (selectors.EVENT_WRITE if write else 0)
+    known = selector.get_map().get(sock)
+    if known is None:
+        selector.register(sock, events)
+    elif known.events != events:
+        selector.modify(sock, events)
+
+
+def _session_expiry(packet: int, seconds: int) -> Properties:
+    properties = Properties(packet)
+    properties.SessionExpiryInterval = seconds
+    return properties

@@ -1,0 +1,215 @@
+"""A streaming mixture of diagonal Gaussians over projections: what the fleet has heard, in 33 KB.
+
+It remembers without storing a window: virtual negatives are drawn from it, and how evenly it explains a projection is
+that projection's uncertainty. A plain moving average of means and variances collapses (every mean drifts to the same
+place); here each component keeps decayed, responsibility-weighted sufficient statistics.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NEUTRAL_UNCERTAINTY = 0.5  # of anything, before the mixture has started
+TARGET_MEDIAN = 0.5
+START_PROJECTIONS = 128
+KMEANS_ROUNDS = 5
+VARIANCE_FLOOR = 1e-4  # a unit vector of 128 values has at most 1/128 = 8e-3 a value
+PRIOR_MASS = 8.0  # windows' worth of belief that a component is round; few windows cannot tell 128 variances
+DEAD_SHARE = 0.05  # of an even share of the mass
+TEMPERATURE_STEP = 0.01  # of log temperature for a projection
+TEMPERATURE_LIMIT = 12.0  # of |log temperature|
+TAU_RATIO = 0.5
+
+
+class MixtureMemory(nn.Module):
+    """``components`` diagonal Gaussians over projections of ``dim`` values; all state is in float32 buffers.
+
+    Before it has seen `START_PROJECTIONS` it has not started: `uncertainty` is 0.5 for everything and there are no
+    virtual negatives. Those first projections do not travel with the state.
+
+    Args:
+        components: number of Gaussians.
+        dim: values of a projection.
+        memory: projections after which an observation has faded to 1/e.
+        seed: of the k-means++ start; nothing else here draws without a generator.
+    """
+
+    means: Tensor
+    variances: Tensor
+    mass: Tensor
+    log_temperature: Tensor
+    started_flag: Tensor
+
+    def __init__(self, *, components: int = 64, dim: int = 128, memory: int = 2048, seed: int = 0) -> None:
+        super().__init__()
+        self._decay = math.exp(-1.0 / memory)
+        self._seed = seed
+        self._waiting: list[Tensor] = []
+        self.register_buffer("means", torch.zeros(components, dim))
+        self.register_buffer("variances", torch.full((components, dim), VARIANCE_FLOOR))
+        self.register_buffer("mass", torch.zeros(components))
+        self.register_buffer("log_temperature", torch.zeros(1))
+        self.register_buffer("started_flag", torch.zeros(1))
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a mixture yet."""
+        return bool(self.started_flag.item())
+
+    @torch.no_grad()
+    def update(self, z: Tensor) -> None:
+        """Learn from projections ``[N, d]`` in the order they came, as one batch.
+
+        Raises:
+            ValueError: another shape, or NaN or infinity.
+        """
+        self._check(z)
+        if not bool(torch.isfinite(z).all()):
+            raise ValueError("projections for the mixture must be finite")
+        if len(z) == 0:
+            return
+        if not self.started:
+            self._wait(z)
+            return
+        log_joint = self._log_joint(z)
+        self._absorb(z, log_joint.softmax(dim=1))
+        self._respawn(z, log_joint.logsumexp(dim=1))
+        self._adapt_temperature(self._entropy(log_joint))
+
+    @torch.no_grad()
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """Tempered posterior of the components for projections ``[N, d]``: ``[N, C]``, rows sum to 1."""
+        self._check(z)
+        return (self._log_joint(z) / self.log_temperature.exp()).softmax(dim=1)
+
+    @torch.no_grad()
+    def uncertainty(self, z: Tensor) -> Tensor:
+        """Entropy of the tempered posterior over ``ln C`` (paper eq. 11, scaled): ``[N]`` in 0..1, median near 0.5."""
+        self._check(z)
+        if not self.started:
+            return torch.full((len(z),), NEUTRAL_UNCERTAINTY, device=z.device)
+        return self._entropy(self._log_joint(z))
+
+    @torch.no_grad()
+    def virtual_negatives(
+        self, z: Tensor, count: int, generator: torch.Generator, *, tau_ratio: float = TAU_RATIO
+    ) -> Tensor:
+        """Draw ``count`` negatives for each projection ``[N, d]``, more from components near its own (paper eq. 9).
+
+        ``tau`` is ``tau_ratio`` times the median distance between the means: an absolute one picks a single component.
+        Returns ``[N, count, d]`` of unit length, ``[N, 0, d]`` before the start. ``generator`` is a CPU generator.
+        """
+        self._check(z)
+        if not self.started or count == 0 or len(z) == 0:
+            return z.new_zeros(len(z), 0, z.shape[1])
+        own = self._log_joint(z).argmax(dim=1)
+        weights = self._neighbour_weights(tau_ratio)[own].cpu()
+        chosen = torch.multinomial(weights, count, replacement=True, generator=generator).to(z.device)
+        noise = torch.randn(*chosen.shape, z.shape[1], generator=generator).to(z.device)
+        return functional.normalize(self.means[chosen] + self._spread().sqrt()[chosen] * noise, dim=2)
+
+    # -- the mixture --------------------------------------------------------------------------------------------------
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        """``ln pi_c + ln N(z; mu_c, s_c)`` without its constant: ``[N, C]``."""
+        variance = self._spread()
+        precision = 1.0 / variance
+        distance = z.square() @ precision.T - 2.0 * z @ (self.means * precision).T
+        distance = distance + (self.means.square() * precision).sum(dim=1)
+        share = self.mass.clamp_min(1e-6) / self.mass.sum().clamp_min(1e-6)
+        return share.log() - 0.5 * (distance + variance.log().sum(dim=1))
+
+    def _spread(self) -> Tensor:
+        """Variances drawn towards round by `PRIOR_MASS` windows, never below the floor: ``[C, d]``."""
+        round_ = self.variances.mean(dim=1, keepdim=True)
+        mass = self.mass[:, None]
+        return ((mass * self.variances + PRIOR_MASS * round_) / (mass + PRIOR_MASS)).clamp_min(VARIANCE_FLOOR)
+
+    def _absorb(self, z: Tensor, r: Tensor) -> None:
+        old = self.mass * self._decay ** len(z)
+        added = r.sum(dim=0)
+        mass = (old + added).clamp_min(1e-6)
+        means = self.means + (r.T @ z - added[:, None] * self.means) / mass[:, None]
+        kept = old[:, None] * (self.variances + (self.means - means).square())
+        fresh = r.T @ z.square() - 2.0 * means * (r.T @ z) + added[:, None] * means.square()
+        self.variances.copy_(((kept + fresh) / mass[:, None]).clamp_min(VARIANCE_FLOOR))
+        self.means.copy_(means)
+        self.mass.copy_(old + added)
+
+    def _respawn(self, z: Tensor, log_likelihood: Tensor) -> None:
+        """Move components that explain next to nothing to the projections that are explained worst."""
+        even = self.mass.mean()
+        dead = (self.mass < DEAD_SHARE * even).nonzero().flatten()[: len(z)]
+        if len(dead) == 0:
+            return
+        worst = log_likelihood.argsort()[: len(dead)]
+        self.means[dead] = z[worst]
+        self.variances[dead] = (self.mass @ self.variances / self.mass.sum()).clamp_min(VARIANCE_FLOOR)
+        self.mass[dead] = 0.5 * even
+
+    def _neighbour_weights(self, tau_ratio: float) -> Tensor:
+        tau = tau_ratio * torch.pdist(self.means).median().clamp_min(1e-6)
+        distance = torch.cdist(self.means, self.means).square()
+        log_weight = self.mass.clamp_min(1e-6).log() - distance / (2.0 * tau.square())
+        return log_weight.fill_diagonal_(-torch.inf).softmax(dim=1)
+
+    # -- uncertainty --------------------------------------------------------------------------------------------------
+
+    def _entropy(self, log_joint: Tensor, log_temperature: Tensor | None = None) -> Tensor:
+        temperature = (self.log_temperature if log_temperature is None else log_temperature).exp()
+        log_r = (log_joint / temperature).log_softmax(dim=1)
+        return (-(log_r.exp() * log_r).sum(dim=1) / math.log(log_joint.shape[1])).clamp(0.0, 1.0)
+
+    def _adapt_temperature(self, uncertainty: Tensor) -> None:
+        """Stochastic median: up while more than half lie below the target, down while more than half lie above."""
+        step = min(0.5, TEMPERATURE_STEP * len(uncertainty))
+        self.log_temperature += step * (TARGET_MEDIAN - uncertainty).sign().mean()
+        self.log_temperature.clamp_(-TEMPERATURE_LIMIT, TEMPERATURE_LIMIT)
+
+    # -- the start ----------------------------------------------------------------------------------------------------
+
+    def _wait(self, z: Tensor) -> None:
+        self._waiting.append(z.detach().clone())
+        if sum(map(len, self._waiting)) >= START_PROJECTIONS:
+            self._start(torch.cat(self._waiting))
+            self._waiting = []
+
+    def _start(self, z: Tensor) -> None:
+        means = _kmeans(z, len(self.means), torch.Generator().manual_seed(self._seed))
+        nearest = torch.cdist(z, means).argmin(dim=1)
+        within = (z - means[nearest]).square().sum(dim=0) / max(1, len(z) - len(means))
+        self.means.copy_(means)
+        self.variances.copy_(within.clamp_min(VARIANCE_FLOOR).expand_as(means))
+        self.mass.copy_(torch.bincount(nearest, minlength=len(means)).to(self.mass))
+        self.started_flag.fill_(1.0)
+        log_joint = self._log_joint(z)
+        low, high = -TEMPERATURE_LIMIT, TEMPERATURE_LIMIT
+        for _ in range(20):  # bisection: uncertainty grows with the temperature
+            middle = (low + high) / 2.0
+            too_low = float(self._entropy(log_joint, z.new_tensor([middle])).median()) < TARGET_MEDIAN
+            low, high = (middle, high) if too_low else (low, middle)
+        self.log_temperature.fill_((low + high) / 2.0)
+
+    def _check(self, z: Tensor) -> None:
+        if z.dim() != 2 or z.shape[1] != self.means.shape[1]:
+            raise ValueError(f"projections must be [N, {self.means.shape[1]}], not {list(z.shape)}")
+
+
+def _kmeans(z: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """k-means++ seeds (Arthur & Vassilvitskii 2007) and a few rounds of Lloyd: ``[count, d]``."""
+    chosen = [int(torch.randint(len(z), (1,), generator=generator))]
+    nearest = (z - z[chosen[0]]).square().sum(dim=1)
+    while len(chosen) < count:
+        weights = nearest.cpu() + 1e-12  # identical projections still give a choice
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+        nearest = torch.minimum(nearest, (z - z[chosen[-1]]).square().sum(dim=1))
+    means = z[chosen].clone()
+    for _ in range(KMEANS_ROUNDS):
+        member = functional.one_hot(torch.cdist(z, means).argmin(dim=1), count).to(z)
+        size = member.sum(dim=0)[:, None]
+        means = torch.where(size > 0, member.T @ z / size.clamp_min(1.0), means)
+    return means

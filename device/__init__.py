@@ -1,0 +1,1 @@
+"""One device: audio in, activations out, gradients in."""

@@ -1,0 +1,239 @@
+"""``python -m device CONFIG.yaml``: builds one device from its configuration and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from common import config, messages
+from common.block_optimizer import BlockOptimizers
+from common.codec import Codec
+from common.config_models import DeviceConfig
+from common.encoder import Encoder, build_encoder
+from common.errors import MessageError
+from common.link_address import BrokerAddress
+from common.log_mel import LogMel
+from common.process import EXIT_UNAVAILABLE, new_boot, open_link, run_process, software, stop_on_signals
+from common.split import cut_table, format_cut_table
+from common.topics import Topics
+from device.edge_learner import EdgeLearner
+from device.emulation import ComputeStretch, measure_forward_ms
+from device.energy import EnergyMeter, PowerModel
+from device.journal import Journal
+from device.loop import DeviceLoop, NeverReady, Pace
+from device.mailbox import Mailbox
+from device.presence import Presence, last_will
+from device.replica import Replica
+from device.senses import Senses
+from device.sources import open_source
+from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
+from device.telemetry import ResourceSampler
+from device.views import Views
+from device.weights_exchange import WeightsExchange
+
+if TYPE_CHECKING:
+    from device.shaped_link import ShapedLink
+
+LOG = logging.getLogger("device")
+DATA_CAPACITY = 512
+OUTBOUND_CAPACITY = 1024  # a whole change of the largest encoder, 350 chunks, and the activations beside it
+LOCAL_TEMPERATURE = 0.1
+FAST_DEADLINE_SHARE = 0.8  # in fast mode a batch closes by the set of live devices, the deadline only ends a hang
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one device until its windows are used up or it is told to stop; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="streamsplit device", description="Run one device of the fleet.")
+    parser.add_argument("config", type=Path, help="the device's YAML file")
+    options = parser.parse_args(arguments)
+    try:
+        return run_process(lambda: listen(config.load_device(options.config), stop_on_signals()))
+    except NeverReady as error:
+        print(error, file=sys.stderr)
+        return EXIT_UNAVAILABLE
+
+
+def listen(settings: DeviceConfig, stop: threading.Event) -> None:
+    """Build every part from the settings and run the loop."""
+    torch.set_num_threads(1)
+    fleet = settings.fleet
+    topics = Topics(fleet.fleet)
+    fingerprint = config.fingerprint(fleet)
+    boot = new_boot()
+    encoder = build_encoder(fleet.encoder, seed=0)
+    codec = Codec.parse(settings.codec)
+    LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, weights_dtype=fleet.weights_codec)))
+    source = open_source(
+        settings.source.kind,
+        path=settings.source.path,
+        list_file=settings.source.list,
+        order=settings.source.order,
+        repeat=settings.source.repeat,
+        card=settings.source.card,
+        classes=settings.source.classes,
+        seed=settings.source.seed,
+        speed=settings.speed,
+    )
+    shaped = _shaped_link(settings)
+    link = open_link(
+        fleet,
+        client_id=f"{fleet.fleet}-{settings.id}",
+        will=last_will(topics, settings.id, boot=boot, software=software(), fingerprint=fingerprint),
+        data_capacity=DATA_CAPACITY,
+        outbound_capacity=OUTBOUND_CAPACITY,
+        url=f"mqtt://127.0.0.1:{shaped.port}" if shaped else "",
+    )
+    optimizers = BlockOptimizers(
+        encoder,
+        kind=fleet.optimizer.kind,
+        weight_decay=fleet.optimizer.weight_decay,
+        warmup_steps=fleet.optimizer.warmup_steps,
+    )
+    replica = Replica(encoder, device=settings.id, boot=boot, dtype=fleet.weights_codec)
+    weights = WeightsExchange(
+        link,
+        topics,
+        replica,
+        encoder,
+        device=settings.id,
+        boot=boot,
+        fingerprint=fingerprint,
+        path=settings.state_directory / "weights.bin",
+    )
+    _start_from_disk(weights)
+    mailbox = Mailbox(
+        link,
+        topics,
+        boot=boot,
+        encoder=encoder,
+        replica=replica,
+        fingerprint=fingerprint,
+        limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
+    )
+    journal = Journal(settings.state_directory / "steps.jsonl")
+    power = settings.profile.power if settings.profile else None
+    senses = Senses(
+        device=settings.id,
+        boot=boot,
+        depth=encoder.depth,
+        link=link,
+        topics=topics,
+        source=source,
+        mailbox=mailbox,
+        replica=replica,
+        journal=journal,
+        energy=EnergyMeter(
+            power=PowerModel(**power.model_dump(exclude={"source"})) if power else None, measure=settings.profile is None
+        ),
+        sampler=ResourceSampler(),
+        every_steps=settings.telemetry_every_steps,
+    )
+    lockstep = settings.speed == "fast"
+    timeout_s = settings.step_timeout_s
+    loop = DeviceLoop(
+        device=settings.id,
+        boot=boot,
+        room=settings.room,
+        pace=Pace(
+            parts_per_step=fleet.parts_per_step,
+            windows=settings.windows,
+            min_cut=settings.min_cut,
+            first_cut=settings.splitter.cut,
+            deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000,
+            step_timeout_s=timeout_s,
+            start_timeout_s=settings.connect_timeout_s,
+            local_learning=settings.local_learning,
+            lockstep=lockstep,
+        ),
+        codec=codec,
+        link=link,
+        topics=topics,
+        encoder=encoder,
+        optimizers=optimizers,
+        replica=replica,
+        weights=weights,
+        mailbox=mailbox,
+        presence=Presence(
+            link,
+            topics.status(settings.id),
+            boot=boot,
+            software=software(),
+            fingerprint=fingerprint,
+            profile=settings.profile.name if settings.profile else "",
+            room=settings.room,
+            cuts=range(settings.min_cut, encoder.depth + 1),
+        ),
+        source=source,
+        views=Views(LogMel(), np.random.default_rng(settings.seed)),
+        edge_learner=EdgeLearner(
+            encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
+        ),
+        splitter=_splitter(settings),
+        senses=senses,
+        stretch=_stretch(settings, encoder),
+        journal=journal,
+        stop=stop,
+    )
+    link.start()
+    try:
+        loop.run()
+    finally:
+        link.stop(timeout_s=10.0)
+        if shaped:
+            shaped.stop()
+
+
+def _splitter(settings: DeviceConfig) -> Splitter:
+    if settings.splitter.kind == "heuristic":
+        return HeuristicSplitter(cut=settings.splitter.cut)
+    return FixedSplitter(settings.splitter.cut)
+
+
+def _shaped_link(settings: DeviceConfig) -> ShapedLink | None:
+    """The profile's link in front of the broker; TLS is left as it is, since it cannot be relayed under another name."""
+    address = BrokerAddress.parse(settings.fleet.broker.url)
+    if settings.profile is None or address.secure:
+        return None
+    from device.shaped_link import ShapedLink  # only an emulated device needs it
+
+    shaped = ShapedLink(
+        address.host,
+        address.port,
+        uplink_mbps=settings.profile.uplink_mbps,
+        downlink_mbps=settings.profile.downlink_mbps,
+        round_trip_ms=settings.profile.round_trip_ms,
+    )
+    shaped.start()
+    return shaped
+
+
+def _stretch(settings: DeviceConfig, encoder: Encoder) -> ComputeStretch | None:
+    if settings.profile is None:
+        return None
+    mobile = encoder if encoder.name == "mobile" else build_encoder("mobile", seed=0)
+    window = torch.zeros(1, 1, 64, 96)
+    with torch.inference_mode():
+        host_ms = measure_forward_ms(lambda: mobile(window))
+    stretch = ComputeStretch(host_forward_ms=host_ms, board_forward_ms=settings.profile.mobile_forward_ms)
+    LOG.info("%s: %s", settings.profile.name, stretch.describe())
+    return stretch
+
+
+def _start_from_disk(weights: WeightsExchange) -> None:
+    try:
+        weights.load()
+    except MessageError as error:
+        LOG.warning("%s; starting from the fleet's weights", error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

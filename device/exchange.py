@@ -1,0 +1,88 @@
+"""The step in flight as messages: which parts were sent, which answers came, and when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from common.messages import Embedding, Gradient
+
+Result = Literal["answered", "late", "stale", "rejected", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One part on its way: its cut, its size, when its window was closed and when it was handed to the link."""
+
+    cut: int
+    size_bytes: int
+    closed_s: float
+    sent_s: float
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One step of this device.
+
+    ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer the rest is not waited for, since
+    the batch was closed with what had arrived.
+    """
+
+    step: int
+    timeout_s: float
+    grace_s: float
+    sent: dict[int, Sent] = field(default_factory=dict)
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    embedding_s: list[float] = field(default_factory=list)
+    gradient_s: list[float] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
+    learning_rate: float = 0.0
+    merge: bool = False
+    _answered_s: float | None = None
+
+    def offer_sent(self, part: int, cut: int, size_bytes: int, *, closed_s: float, sent_s: float) -> None:
+        """Note that a part went out."""
+        self.sent[part] = Sent(cut, size_bytes, closed_s, sent_s)
+
+    def offer_gradient(self, answer: Gradient, gradient: Tensor | None, *, received_s: float) -> None:
+        """Take the answer to one part; a second answer to the same part changes nothing."""
+        if answer.part not in self.sent or answer.part in self.gradients or answer.part in self.refused:
+            return
+        self.gradient_s.append(received_s - self.sent[answer.part].sent_s)
+        self._answered_s = received_s
+        if gradient is None:
+            self.refused[answer.part] = answer.result
+            self.reasons.add(answer.reason)
+            return
+        self.gradients[answer.part] = gradient
+        self.learning_rate = answer.learning_rate
+        self.merge = self.merge or answer.merge
+        if answer.loss is not None:
+            self.losses.append(answer.loss)
+
+    def offer_embedding(self, answer: Embedding, *, received_s: float) -> None:
+        """Note when a window's embedding became available here."""
+        if answer.part in self.sent:
+            self.embedding_s.append(received_s - self.sent[answer.part].closed_s)
+
+    def over(self, now_s: float) -> bool:
+        """Whether no further answer is worth waiting for."""
+        if len(self.gradients) + len(self.refused) >= len(self.sent):
+            return True
+        if self._answered_s is not None and now_s - self._answered_s >= self.grace_s:
+            return True
+        newest_s = max((sent.sent_s for sent in self.sent.values()), default=now_s)
+        return now_s - newest_s >= self.timeout_s
+
+    def result(self) -> Result:
+        """How the step ended: answered if any gradient came, else why not."""
+        if self.gradients:
+            return "answered"
+        for result in ("stale", "rejected", "late"):
+            if result in self.refused.values():
+                return result  # type: ignore[return-value]
+        return "lost"

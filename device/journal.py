@@ -1,0 +1,65 @@
+"""What a device counts and writes down: one JSON line per step, and the totals that telemetry carries."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from device.exchange import Exchange
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the start of this process."""
+
+    windows: int = 0
+    steps: Counter[str] = field(default_factory=Counter)
+    steps_sent: int = 0
+    local_steps: int = 0
+    busy_s: float = 0.0
+
+
+class Journal:
+    """Appends to ``steps.jsonl``; a line is with the operating system when the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self.totals = Totals()
+
+    def step(self, exchange: Exchange, *, bytes_up: int, bytes_down: int, weights_version: int) -> None:
+        """A step is over."""
+        result = exchange.result()
+        self.totals.steps_sent += 1
+        self.totals.steps[result] += 1
+        self._write(
+            kind="step",
+            step=exchange.step,
+            window=self.totals.windows,
+            result=result,
+            reasons=sorted(exchange.reasons),
+            cuts=dict(Counter(str(sent.cut) for sent in exchange.sent.values())),
+            loss=sum(exchange.losses) / len(exchange.losses) if exchange.losses else None,
+            embedding_ms=[round(1e3 * seconds, 2) for seconds in exchange.embedding_s],
+            gradient_ms=[round(1e3 * seconds, 2) for seconds in exchange.gradient_s],
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            weights_version=weights_version,
+        )
+
+    def local_step(self, *, windows: int, loss: float, bytes_up: int, bytes_down: int) -> None:
+        """A local step was taken on ``windows`` windows."""
+        self.totals.local_steps += 1
+        self._write(
+            kind="local", window=self.totals.windows, windows=windows, loss=loss, bytes_up=bytes_up, bytes_down=bytes_down
+        )
+
+    def end(self, *, bytes_up: int, bytes_down: int) -> None:
+        """The device stops by itself."""
+        self._write(kind="end", windows=self.totals.windows, bytes_up=bytes_up, bytes_down=bytes_down)
+        self._file.close()
+
+    def _write(self, **values: object) -> None:
+        self._file.write(json.dumps(values) + "\n")

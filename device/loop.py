@@ -1,0 +1,332 @@
+"""The device's loop: a window in, a decision, activations out, gradients in. Read `DeviceLoop.run` from top to bottom.
+
+Only this thread touches torch; the network's thread and the microphone's fill bounded queues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common import messages
+from common.block_optimizer import BlockOptimizers
+from common.codec import Codec, encode
+from common.encoder import Encoder
+from common.errors import ConfigError
+from common.link import Link
+from common.split import client_names, names
+from common.topics import Topics
+from device.client_step import ClientStep
+from device.edge_learner import EdgeLearner
+from device.emulation import ComputeStretch
+from device.exchange import Exchange
+from device.journal import Journal
+from device.mailbox import Mailbox
+from device.presence import Presence
+from device.replica import Replica
+from device.senses import Senses
+from device.sources import Source
+from device.splitter import Splitter, allowed_mask
+from device.views import Views
+from device.weights_exchange import WeightsExchange
+from device.windows import WINDOW_S, Window
+
+LOG = logging.getLogger(__name__)
+WINDOW_WAIT_S = 0.2
+ANSWER_WAIT_S = 0.5
+DWELL_WINDOWS = 16  # a cut is kept at least this long: moving costs a fetch and a fresh optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a device goes about its work. ``lockstep``: wait for every version asked for, so that a run repeats."""
+
+    parts_per_step: int
+    windows: int | None
+    min_cut: int
+    first_cut: int
+    deadline_s: float
+    step_timeout_s: float
+    start_timeout_s: float
+    local_learning: bool
+    lockstep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWindow:
+    """A window that was not sent: its views [2, 1, 64, 96] and where it comes from."""
+
+    views: Tensor
+    segment: int
+    time_s: float
+
+
+class NeverReady(Exception):  # noqa: N818
+    """The fleet could not be reached at start, and there are no weights on the disk to learn with."""
+
+
+class DeviceLoop:
+    """One device. Its parts come ready made: ``__main__`` builds them from the configuration."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        boot: str,
+        room: str,
+        pace: Pace,
+        codec: Codec,
+        link: Link,
+        topics: Topics,
+        encoder: Encoder,
+        optimizers: BlockOptimizers,
+        replica: Replica,
+        weights: WeightsExchange,
+        mailbox: Mailbox,
+        presence: Presence,
+        source: Source,
+        views: Views,
+        edge_learner: EdgeLearner,
+        splitter: Splitter,
+        senses: Senses,
+        stretch: ComputeStretch | None,
+        journal: Journal,
+        stop: threading.Event,
+    ) -> None:
+        self._device = device
+        self._boot = boot
+        self._room = room
+        self._pace = pace
+        self._codec = codec
+        self._link = link
+        self._topics = topics
+        self._encoder = encoder
+        self._optimizers = optimizers
+        self._replica = replica
+        self._weights = weights
+        self._mailbox = mailbox
+        self._presence = presence
+        self._source = source
+        self._views = views
+        self._edge_learner = edge_learner
+        self._splitter = splitter
+        self._senses = senses
+        self._stretch = stretch
+        self._journal = journal
+        self._stop = stop
+        self._client_step = ClientStep(encoder, optimizers)
+        self._exchange = self._exchange_of(0)
+        self._local: list[LocalWindow] = []
+        self._cut = pace.first_cut
+        self._target = pace.first_cut
+        self._since_change = DWELL_WINDOWS
+
+    def run(self) -> None:
+        """Work until the windows are used up, the source is exhausted, or ``stop`` is set.
+
+        Raises:
+            ConfigError: the trainer speaks for another configuration.
+            NeverReady: no weights on disk and no fleet within the start timeout.
+        """
+        self._become_ready()
+        while not self._stop.is_set() and not self._finished():
+            self._mailbox.drain(self._exchange, 0.0)
+            self._refuse_other_fleet()
+            self._show_state()
+            if not self._exchange.sent:
+                self._between_steps()
+            elif not self._online():
+                self._finish_step()
+            if self._mailbox.paused:
+                self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
+                continue
+            window = self._source.next_window(WINDOW_WAIT_S)
+            if window is not None:
+                self._take(window)
+            if self._exchange.sent and (len(self._exchange.sent) == self._pace.parts_per_step or self._finished()):
+                self._finish_step()
+        self._leave()
+
+    # -- start and end ------------------------------------------------------------------------------------------------
+
+    def _become_ready(self) -> None:
+        """Wait for the fleet's weights and trainer; with weights on the disk not longer than the start timeout."""
+        for topic in (self._topics.manifest(), self._topics.trainer_status(), self._topics.status(self._device)):
+            self._link.subscribe(topic, qos=1)
+        self._link.subscribe(self._topics.down(self._device), qos=1)
+        until_s = time.monotonic() + self._pace.start_timeout_s
+        while not self._stop.is_set():
+            self._weights.keep_up(cut=self._cut, target=self._target)
+            if self._replica.initialised and self._online():
+                return
+            if time.monotonic() >= until_s:
+                break
+            self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
+            self._refuse_other_fleet()
+        if not self._replica.initialised and not self._stop.is_set():
+            reason = self._link.counters().last_error or "the broker answers, but there is no trainer"
+            raise NeverReady(f"no fleet at {self._link.address.host}:{self._link.address.port}: {reason}")
+
+    def _refuse_other_fleet(self) -> None:
+        other = self._mailbox.other_fingerprint
+        if other is not None:
+            raise ConfigError(
+                f"the trainer is configured otherwise (fingerprint {other[:12]}); encoder, front end, parts_per_step, "
+                "optimizer kind and weights_codec must be the same on both ends: compare the fleet files"
+            )
+
+    def _finished(self) -> bool:
+        limit = self._pace.windows
+        return (limit is not None and self._journal.totals.windows >= limit) or self._source.state == "exhausted"
+
+    def _leave(self) -> None:
+        self._weights.publish_change()
+        if self._replica.initialised:
+            self._weights.save()
+        self._presence.show("stopped")
+        self._senses.publish(self._exchange, force=True)
+        counters = self._link.counters()
+        self._journal.end(bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
+        self._source.close()
+
+    # -- between windows ----------------------------------------------------------------------------------------------
+
+    def _online(self) -> bool:
+        return self._link.connected and self._mailbox.trainer_ready
+
+    def _show_state(self) -> None:
+        state = "paused" if self._mailbox.paused else "no-audio" if self._source.state == "no-audio" else "ready"
+        self._presence.show(state, again=self._mailbox.declared_lost)
+        self._mailbox.declared_lost = False
+
+    def _between_steps(self) -> None:
+        """No graph is held: weights may move, the cut may move, local steps may be taken."""
+        self._weights.keep_up(cut=self._cut, target=self._target)
+        if self._target != self._cut and self._replica.current(client_names(self._target)):
+            self._move_cut()
+        if len(self._local) >= self._pace.parts_per_step:
+            self._local_step()
+
+    def _move_cut(self) -> None:
+        if self._target < self._cut:
+            # The blocks given up are the trainer's from now on: it must have what was learned here.
+            self._weights.publish_change()
+            given_up = set(client_names(self._cut)) - set(client_names(self._target))
+            self._optimizers.release(sorted(given_up))
+        LOG.info("cut %d -> %d", self._cut, self._target)
+        self._cut = self._target
+        self._since_change = 0
+
+    def _local_step(self) -> None:
+        batch, self._local = self._local[: self._pace.parts_per_step], self._local[self._pace.parts_per_step :]
+        with self._computing():
+            loss = self._edge_learner.step(
+                [one.views for one in batch],
+                segments=[one.segment for one in batch],
+                times_s=[one.time_s for one in batch],
+            )
+        self._replica.trained(names(self._encoder), windows=0, local_windows=len(batch))
+        counters = self._link.counters()
+        self._journal.local_step(
+            windows=len(batch), loss=loss, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down
+        )
+
+    # -- a window -----------------------------------------------------------------------------------------------------
+
+    def _take(self, window: Window) -> None:
+        closed_s = time.monotonic() if self._pace.lockstep else window.closed_s
+        self._journal.totals.windows += 1
+        with self._computing():
+            views = self._views(window)
+        if self._send_this_one():
+            self._send(window, views, closed_s)
+        elif self._pace.local_learning:
+            self._local.append(LocalWindow(views, window.segment, window.index * WINDOW_S))
+
+    def _send_this_one(self) -> bool:
+        """Ask the splitter; what it says about the cut takes effect between steps."""
+        mask = allowed_mask(
+            depth=self._encoder.depth,
+            min_cut=self._pace.min_cut,
+            device_cuts=range(self._pace.min_cut, self._encoder.depth + 1),
+            allowed_by_trainer=self._mailbox.allowed_cuts,
+            pinned_cut=self._mailbox.pinned_cut,
+            online=self._online(),
+            current_cut=self._cut,
+            decisions_since_change=self._since_change,
+            dwell=DWELL_WINDOWS,
+        )
+        decision = self._splitter.decide(self._senses.observe(self._cut), mask)
+        self._senses.note(decision)
+        self._since_change += 1
+        if not decision.local:
+            self._target = decision.cut
+        return not decision.local and self._online()
+
+    def _send(self, window: Window, views: Tensor, closed_s: float) -> None:
+        part = len(self._exchange.sent)
+        with self._computing():
+            activations = self._client_step.forward(views, part=part, cut=self._cut)
+            tensor = encode(activations, Codec.parse(self._mailbox.codec) if self._mailbox.codec else self._codec)
+        message = messages.Activations(
+            boot=self._boot,
+            step=self._exchange.step,
+            part=part,
+            last=part + 1 == self._pace.parts_per_step or self._finished(),
+            cut=self._cut,
+            weights_version=self._replica.version,
+            deadline_ms=round(1e3 * self._pace.deadline_s),
+            segment=window.segment,
+            window_index=window.index,
+            monotonic_ms=round(1e3 * window.closed_s),
+            room=self._room,
+            tensor=tensor,
+        )
+        payload = messages.encode(message)
+        self._exchange.offer_sent(part, self._cut, len(payload), closed_s=closed_s, sent_s=time.monotonic())
+        self._link.publish(self._topics.activations(self._device), payload, expiry_s=self._pace.step_timeout_s)
+
+    # -- the end of a step --------------------------------------------------------------------------------------------
+
+    def _finish_step(self) -> None:
+        """Wait for the answers, learn from them, give the change if asked for it."""
+        exchange = self._exchange
+        boot = self._mailbox.trainer.boot if self._mailbox.trainer else ""
+        while not exchange.over(time.monotonic()) and not self._stop.is_set():
+            trainer = self._mailbox.trainer
+            if not self._online() or trainer is None or trainer.boot != boot:
+                break  # who was asked is gone, and knows nothing of this step when it comes back
+            self._mailbox.drain(exchange, ANSWER_WAIT_S)
+        with self._computing():
+            moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
+        if moved:
+            self._replica.trained(moved, windows=len(exchange.gradients))
+        self._senses.step_over(exchange)
+        self._exchange = self._exchange_of(exchange.step + 1)
+        if exchange.merge and self._weights.publish_change() and self._pace.lockstep:
+            self._await_version()
+
+    def _await_version(self) -> None:
+        """In lockstep nothing is computed on weights that are about to be replaced."""
+        before, until_s = self._replica.version, time.monotonic() + self._pace.step_timeout_s
+        while self._online() and time.monotonic() < until_s and not self._stop.is_set():
+            if self._weights.keep_up(cut=self._cut, target=self._target) and self._replica.version > before:
+                return
+            self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
+
+    def _exchange_of(self, step: int) -> Exchange:
+        return Exchange(step, timeout_s=self._pace.step_timeout_s, grace_s=self._pace.deadline_s)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Counts the time as compute, and makes it as long as it is on the emulated board."""
+        started_s = time.monotonic()
+        with self._stretch.block() if self._stretch else contextlib.nullcontext():
+            yield
+        self._journal.totals.busy_s += time.monotonic() - started_s

@@ -1,0 +1,115 @@
+"""Takes what comes down the link to where it belongs; a message that cannot be used is dropped and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from common import messages
+from common.codec import decode_tensor
+from common.encoder import Encoder
+from common.errors import MessageError
+from common.link import Incoming, Link
+from common.messages import Limits, TrainerStatus
+from common.topics import Kind, Topics
+from device.exchange import Exchange
+from device.replica import Replica
+
+LOG = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """What the fleet last said to this device."""
+
+    def __init__(
+        self, link: Link, topics: Topics, *, boot: str, encoder: Encoder, replica: Replica, fingerprint: str, limits: Limits
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._boot = boot
+        self._encoder = encoder
+        self._replica = replica
+        self._fingerprint = fingerprint
+        self._limits = limits
+        self.trainer: TrainerStatus | None = None
+        self.pinned_cut: int | None = None
+        self.allowed_cuts: tuple[int, ...] = ()
+        self.codec: str | None = None
+        self.paused = False
+        self.other_fingerprint: str | None = None
+        self.declared_lost = False
+        self.uncertainty: float | None = None
+        self.uncertainty_at_s: float | None = None
+        self.refused: Counter[str] = Counter()
+
+    @property
+    def trainer_ready(self) -> bool:
+        """Whether the trainer is there and speaks for the same configuration."""
+        return self.trainer is not None and self.trainer.state == "ready" and self.other_fingerprint is None
+
+    def drain(self, exchange: Exchange, timeout_s: float) -> bool:
+        """Take everything that waits, after waiting at most ``timeout_s`` for the first; True if anything came."""
+        incoming = self._link.receive(timeout_s)
+        came = incoming is not None
+        while incoming is not None:
+            try:
+                self._take(incoming, exchange)
+            except MessageError as error:
+                self.refused[incoming.topic] += 1
+                LOG.warning("dropped a message of %d bytes on %s: %s", len(incoming.payload), incoming.topic, error)
+            incoming = self._link.receive(0.0)
+        return came
+
+    def _take(self, incoming: Incoming, exchange: Exchange) -> None:
+        kind = self._topics.parse(incoming.topic).kind
+        if kind is Kind.GRADIENT:
+            self._take_gradient(incoming, exchange)
+        elif kind is Kind.EMBEDDING:
+            self._take_embedding(incoming, exchange)
+        elif kind is Kind.WEIGHTS:
+            self._replica.offer_chunk(messages.decode(messages.WeightsChunk, incoming.payload, limits=self._limits))
+        elif kind is Kind.MANIFEST:
+            self._take_manifest(incoming)
+        elif kind is Kind.TRAINER_STATUS:
+            self.trainer = messages.decode(TrainerStatus, incoming.payload, limits=self._limits)
+            self._compare(self.trainer.fingerprint)
+        elif kind is Kind.SPLITTER:
+            update = messages.decode(messages.SplitterUpdate, incoming.payload, limits=self._limits)
+            self.pinned_cut, self.allowed_cuts = update.pinned_cut, update.allowed_cuts
+        elif kind is Kind.CONFIG:
+            desired = messages.decode(messages.DesiredConfig, incoming.payload, limits=self._limits)
+            self.codec, self.paused = desired.codec, desired.paused
+        elif kind is Kind.STATUS:
+            status = messages.decode(messages.DeviceStatus, incoming.payload, limits=self._limits)
+            self.declared_lost = status.state == "lost" and self._link.connected
+        else:
+            raise MessageError(f"{kind} is not for a device")
+
+    def _take_gradient(self, incoming: Incoming, exchange: Exchange) -> None:
+        answer = messages.decode(messages.Gradient, incoming.payload, limits=self._limits)
+        if (answer.boot, answer.step) != (self._boot, exchange.step) or answer.part not in exchange.sent:
+            return
+        gradient = None
+        if answer.result == "ok":
+            if answer.tensor is None:
+                raise MessageError("gradient: result ok without a tensor")
+            shape = (2, *self._encoder.activation_shape(exchange.sent[answer.part].cut))
+            gradient = decode_tensor(answer.tensor, shape, self._limits)
+        exchange.offer_gradient(answer, gradient, received_s=incoming.received_s)
+
+    def _take_embedding(self, incoming: Incoming, exchange: Exchange) -> None:
+        answer = messages.decode(messages.Embedding, incoming.payload, limits=self._limits)
+        decode_tensor(answer.tensor, (1, self._encoder.embedding_dim), self._limits)
+        if (answer.boot, answer.step) != (self._boot, exchange.step):
+            return
+        exchange.offer_embedding(answer, received_s=incoming.received_s)
+        self.uncertainty, self.uncertainty_at_s = answer.uncertainty, incoming.received_s
+
+    def _take_manifest(self, incoming: Incoming) -> None:
+        manifest = messages.decode(messages.Manifest, incoming.payload, limits=self._limits)
+        self._compare(manifest.fingerprint)
+        if self.other_fingerprint is None:
+            self._replica.offer_manifest(manifest)
+
+    def _compare(self, fingerprint: str) -> None:
+        self.other_fingerprint = fingerprint if fingerprint != self._fingerprint else None

@@ -1,0 +1,202 @@
+"""The device's copy of the fleet's weights: the version it stands on, its own unsent change, and what is arriving.
+
+Three sets of numbers: ``base`` is what the fleet published, the encoder holds ``base`` plus everything learned here, and
+``sent`` remembers the quantised changes that were published but not yet seen in a manifest. A version is applied only
+when the digest of every block the device needs matches the manifest, all at once, so a torn set can never be used.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.change_blob import State, pack_blocks, unpack_blocks
+from common.chunks import Assembler
+from common.codec import digest
+from common.encoder import Encoder
+from common.errors import MessageError
+from common.messages import Manifest, WeightsChunk
+from common.split import block_state, load_block, names
+from common.state_blob import WeightsDtype, unpack_state
+
+SENT_KEPT = 4  # updates of which a manifest may still speak; one a merge is normal
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What was learned here since ``base_version``, packed for the wire."""
+
+    seq: int
+    base_version: int
+    windows: int
+    local_windows: int
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    blocks: dict[str, State]  # dequantised: exactly what the trainer adds, so the rounding error stays in the unsent change
+    windows: int
+    local_windows: int
+
+
+class Replica:
+    """Weights on one device. Only the main thread touches it."""
+
+    def __init__(self, encoder: Encoder, *, device: str, boot: str, dtype: WeightsDtype) -> None:
+        self._encoder = encoder
+        self._device = device
+        self._boot = boot
+        self._dtype: WeightsDtype = dtype
+        self._assemblers: dict[str, Assembler] = {}
+        self._arrived: dict[str, tuple[str, bytes]] = {}  # name -> digest, bytes: complete, not applied yet
+        self._held: dict[str, str] = {}  # name -> digest of the bytes its base was made from
+        self._base: dict[str, State] = {}
+        self._touched: set[str] = set()
+        self._sent: OrderedDict[int, _Sent] = OrderedDict()
+        self._manifest: Manifest | None = None
+        self._applied: dict[str, str] = {}  # name -> digest in the version held
+        self._seq = 0
+        self.version = -1
+        self.run = ""
+        self.windows = 0
+        self.local_windows = 0
+
+    def offer_chunk(self, chunk: WeightsChunk) -> None:
+        """Take one chunk of a block's weights.
+
+        Raises:
+            MessageError: an unknown block, or chunks that contradict each other.
+        """
+        if chunk.name not in names(self._encoder):
+            raise MessageError(f"weights: unknown block {chunk.name!r}")
+        assembler = self._assemblers.setdefault(chunk.name, Assembler())
+        blob = assembler.add((chunk.run, chunk.weights_version), chunk.index, chunk.count, chunk.data)
+        if blob is not None:
+            self._arrived[chunk.name] = (digest(blob), blob)
+
+    def offer_manifest(self, manifest: Manifest) -> None:
+        """Take the newest manifest; `apply` uses it once every block it is asked for is here."""
+        self._manifest = manifest
+
+    @property
+    def announced_version(self) -> int:
+        """The version the newest manifest names, or the one already held."""
+        return self._manifest.weights_version if self._manifest else self.version
+
+    @property
+    def initialised(self) -> bool:
+        """Whether every block has a base, from the fleet or from the disk."""
+        return len(self._base) == len(names(self._encoder))
+
+    def missing(self, needed: Iterable[str]) -> list[str]:
+        """The blocks among ``needed`` whose bytes do not match the newest manifest yet."""
+        return [name for name in needed if not (self._is_held(name) or self._has_arrived(name))]
+
+    def current(self, needed: Iterable[str]) -> bool:
+        """Whether every base among ``needed`` belongs to the version held: the cut may move this deep."""
+        return all(name in self._held and self._held[name] == self._applied.get(name) for name in needed)
+
+    def _wanted(self, name: str) -> str | None:
+        entry = self._manifest.entries.get(name) if self._manifest else None
+        return entry.digest if entry else None
+
+    def _is_held(self, name: str) -> bool:
+        return name in self._held and self._held[name] == self._wanted(name)
+
+    def _has_arrived(self, name: str) -> bool:
+        return name in self._arrived and self._arrived[name][0] == self._wanted(name)
+
+    def apply(self, needed: Iterable[str]) -> bool:
+        """Move to the announced version if every ``needed`` block is here, keeping what was learned since; True if it moved.
+
+        Raises:
+            MessageError: bytes that match their digest but not this encoder; then nothing at all is changed.
+        """
+        manifest = self._manifest
+        if manifest is None or self.missing(needed):
+            return False
+        arrived = [name for name in manifest.entries if self._has_arrived(name) and not self._is_held(name)]
+        if not arrived and (manifest.run, manifest.weights_version) == (self.run, self.version):
+            return False
+        fresh = {name: self._unpack(name) for name in arrived}
+        merged = self._take_merged(manifest)
+        for name in names(self._encoder):
+            self._rebase(name, fresh.get(name), merged.get(name))
+        for name in arrived:
+            self._held[name] = self._arrived.pop(name)[0]
+        self._applied = {name: entry.digest for name, entry in manifest.entries.items()}
+        self.version, self.run = manifest.weights_version, manifest.run
+        return True
+
+    def _unpack(self, name: str) -> State:
+        shapes = {key: value.shape for key, value in block_state(self._encoder, name).items()}
+        return unpack_state(self._arrived[name][1], shapes)
+
+    def _take_merged(self, manifest: Manifest) -> dict[str, State]:
+        boot, seq = manifest.merged.get(self._device, ("", -1))
+        if boot != self._boot or seq not in self._sent:
+            return {}
+        sent = self._sent[seq]
+        for old in [key for key in self._sent if key <= seq]:
+            del self._sent[old]
+        self.windows -= sent.windows
+        self.local_windows -= sent.local_windows
+        return sent.blocks
+
+    def _rebase(self, name: str, fresh: State | None, merged: State | None) -> None:
+        if fresh is None and merged is None:
+            return
+        base = self._base.get(name)
+        if base is None:
+            assert fresh is not None, f"a change of {name} was merged that has no base"
+            self._base[name] = fresh
+            load_block(self._encoder, name, fresh)
+            return
+        local = block_state(self._encoder, name)
+        unsent = {key: local[key] - base[key] for key in local}
+        if merged is not None:
+            unsent = {key: unsent[key] - merged[key] for key in local}
+        target = base if fresh is None else fresh
+        self._base[name] = target
+        load_block(self._encoder, name, {key: target[key] + unsent[key] for key in local})
+        if not any(bool(value.any()) for value in unsent.values()):
+            self._touched.discard(name)
+
+    def trained(self, blocks: Iterable[str], *, windows: int, local_windows: int = 0) -> None:
+        """Note that an optimizer step moved ``blocks`` here."""
+        self._touched.update(blocks)
+        self.windows += windows
+        self.local_windows += local_windows
+
+    def change(self) -> Change | None:
+        """The whole unsent change since the base, packed; None if nothing was trained. It stays unsent until a manifest names it."""
+        if not self._touched:
+            return None
+        blocks = self._unsent(sorted(self._touched))
+        blob = pack_blocks(blocks, self._dtype)
+        self._seq += 1
+        self._sent[self._seq] = _Sent(unpack_blocks(blob, blocks), self.windows, self.local_windows)
+        while len(self._sent) > SENT_KEPT:
+            self._sent.popitem(last=False)
+        return Change(self._seq, self.version, self.windows, self.local_windows, blob)
+
+    def _unsent(self, blocks: Iterable[str]) -> dict[str, State]:
+        states = {name: block_state(self._encoder, name) for name in blocks}
+        return {
+            name: {key: value - self._base[name][key] for key, value in state.items()} for name, state in states.items()
+        }
+
+    def snapshot(self) -> tuple[dict[str, State], dict[str, State]]:
+        """``(base, change)`` of every block, for the disk."""
+        return self._base, self._unsent(self._touched)
+
+    def restore(self, base: dict[str, State], change: dict[str, State], *, run: str, version: int) -> None:
+        """Stand where a snapshot stood; the change is unsent again."""
+        for name, state in base.items():
+            self._base[name] = state
+            extra = change.get(name)
+            load_block(self._encoder, name, {k: v + extra[k] for k, v in state.items()} if extra else state)
+        self._touched = set(change)
+        self.run, self.version = run, version

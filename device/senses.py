@@ -1,0 +1,158 @@
+"""What the device measures of itself and its link: the splitter's observation, the journal's lines, the telemetry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from common import messages
+from common.link import Link
+from common.policy import Observation, observe
+from common.topics import Topics
+from device.energy import EnergyMeter
+from device.exchange import Exchange
+from device.journal import Journal
+from device.mailbox import Mailbox
+from device.replica import Replica
+from device.sources import Source
+from device.splitter import Decision
+from device.telemetry import LinkEstimate, ResourceSampler
+
+QUEUE_CAPACITY = 64  # windows waiting at which the queue counts as full
+
+
+class Senses:
+    """Samples resources once a step: a sample costs a millisecond, a window on a small board not many more."""
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        boot: str,
+        depth: int,
+        link: Link,
+        topics: Topics,
+        source: Source,
+        mailbox: Mailbox,
+        replica: Replica,
+        journal: Journal,
+        energy: EnergyMeter,
+        sampler: ResourceSampler,
+        every_steps: int,
+    ) -> None:
+        self._topic = topics.telemetry(device)
+        self._boot = boot
+        self._depth = depth
+        self._link = link
+        self._source = source
+        self._mailbox = mailbox
+        self._replica = replica
+        self._journal = journal
+        self._energy = energy
+        self._sampler = sampler
+        self._every_steps = every_steps
+        self._estimate = LinkEstimate()
+        self._resources = sampler.sample()
+        self._decision: Decision | None = None
+        self._observation: Observation | None = None
+        self._decisions = 0
+        self._loss: float | None = None
+
+    def observe(self, cut: int) -> Observation:
+        """The splitter's input for the next window."""
+        at_s = self._mailbox.uncertainty_at_s
+        self._observation = observe(
+            uncertainty=self._mailbox.uncertainty,
+            uncertainty_age_s=None if at_s is None else time.monotonic() - at_s,
+            cpu=self._resources.cpu,
+            memory=self._resources.memory,
+            temperature_c=self._resources.temperature_c,
+            throttled=self._resources.throttled,
+            uplink_mbps=self._estimate.uplink_mbps,
+            round_trip_ms=self._estimate.round_trip_ms,
+            battery=self._resources.battery,
+            queue_depth=self._queue_depth(),
+            queue_capacity=QUEUE_CAPACITY,
+            cut=cut,
+            depth=self._depth,
+        )
+        return self._observation
+
+    def _queue_depth(self) -> int:
+        return self._link.depths()[0]
+
+    def note(self, decision: Decision) -> None:
+        """Remember what was decided on the last observation."""
+        self._decision = decision
+        self._decisions += 1
+
+    def step_over(self, exchange: Exchange) -> None:
+        """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
+        if exchange.embedding_s:
+            fastest_s = min(exchange.embedding_s)
+            self._estimate.round_trip(fastest_s)
+        if exchange.losses:
+            self._loss = sum(exchange.losses) / len(exchange.losses)
+        counters = self._link.counters()
+        self._journal.step(
+            exchange,
+            bytes_up=counters.bytes_up,
+            bytes_down=counters.bytes_down,
+            weights_version=self._replica.version,
+        )
+        self.publish(exchange)
+
+    def publish(self, exchange: Exchange, *, force: bool = False) -> None:
+        """Publish telemetry every few steps; it costs about 250 bytes."""
+        if self._observation is None or self._decision is None:
+            return
+        if not force and self._journal.totals.steps_sent % self._every_steps:
+            return
+        self._resources = self._sampler.sample()
+        self._link.publish(self._topic, messages.encode(self._telemetry(exchange, self._observation, self._decision)))
+
+    def _telemetry(self, exchange: Exchange, observation: Observation, decision: Decision) -> messages.Telemetry:
+        totals, counters = self._journal.totals, self._link.counters()
+        energy = self._energy.read(
+            busy_s=totals.busy_s, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down
+        )
+        return messages.Telemetry(
+            boot=self._boot,
+            decision_seq=self._decisions,
+            policy_version=0,
+            observation=observation.values(),
+            mask=decision.mask,
+            action=decision.action,
+            log_prob=decision.log_prob,
+            cpu=self._resources.cpu,
+            memory=self._resources.memory,
+            temperature_c=self._resources.temperature_c,
+            throttled=self._resources.throttled,
+            uplink_mbps=self._estimate.uplink_mbps,
+            round_trip_ms=self._estimate.round_trip_ms,
+            battery=self._resources.battery,
+            queue_depth=self._queue_depth(),
+            windows_dropped=self._source.dropped,
+            messages_dropped=counters.dropped_in + counters.dropped_out,
+            energy_joules=energy.joules,
+            uncertainty=self._mailbox.uncertainty,
+            cut=decision.cut,
+            windows=totals.windows,
+            steps_sent=totals.steps_sent,
+            steps_answered=totals.steps["answered"],
+            steps_late=totals.steps["late"],
+            steps_stale=totals.steps["stale"],
+            steps_lost=totals.steps["lost"] + totals.steps["rejected"],
+            local_steps=totals.local_steps,
+            loss=self._loss,
+            bytes_up=counters.bytes_up,
+            bytes_down=counters.bytes_down,
+            embedding_ms=_median_ms(exchange.embedding_s),
+            gradient_ms=_median_ms(exchange.gradient_s),
+            weights_version=max(0, self._replica.version),
+        )
+
+
+def _median_ms(seconds: Sequence[float]) -> float | None:
+    ordered = sorted(seconds)
+    return 1e3 * ordered[len(ordered) // 2] if ordered else None

@@ -1,0 +1,63 @@
+"""An endless synthetic soundscape: one event after the other, of one class for some seconds, over noise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from common.errors import ConfigError
+from common.soundscape import CLASSES, clip
+from device.sources import Order
+from device.windows import Clip, Replay, SourceState, Speed, Window, shuffled_clip, stream_clip
+
+SHORTEST_S, LONGEST_S = 4.0, 6.0
+
+
+class SoundscapeSource:
+    """Events of 4 to 6 s of random classes, each a segment, like the clips of a folder.
+
+    The same seed gives the same windows. `classes` chooses among `common.soundscape.CLASSES` (default: all).
+    Raises ConfigError for any other.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: tuple[str, ...] | None = None,
+        order: Order = "stream",
+        seed: int = 0,
+        speed: Speed = "fast",
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._classes = CLASSES if not classes else tuple(classes)
+        unknown = sorted(set(self._classes) - set(CLASSES))
+        if unknown:
+            raise ConfigError(f"no sound class {', '.join(unknown)}: allowed are {', '.join(CLASSES)}")
+        self._begin = stream_clip if order == "stream" else shuffled_clip
+        self._rng = np.random.default_rng(seed)
+        self._replay = Replay(self._events(), speed=speed, clock=clock, wait=wait)
+
+    @property
+    def state(self) -> SourceState:
+        """Always `ok`."""
+        return self._replay.state
+
+    @property
+    def dropped(self) -> int:
+        """Windows lost because a soundscape in real time was not followed."""
+        return self._replay.dropped
+
+    def next_window(self, timeout_s: float) -> Window | None:
+        """The next window; None when its time is beyond `timeout_s`."""
+        return self._replay.next_window(timeout_s)
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def _events(self) -> Iterator[Clip]:
+        while True:
+            label = self._classes[self._rng.integers(len(self._classes))]
+            yield self._begin(clip(label, self._rng.uniform(SHORTEST_S, LONGEST_S), self._rng), self._rng)

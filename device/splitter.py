@@ -1,0 +1,182 @@
+"""Where the encoder is cut for the next window: which actions are allowed, and the two splitters that need no learning.
+
+An action is a cut or `LOCAL`, a local step with nothing sent. A mask has one place per cut 0..L and `LOCAL` last, so
+that `mask[action]` is right for every action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.policy import Observation, scale_round_trip, scale_uplink
+
+LOCAL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`cut`: where the device stands next (L when `local`). `action`: the one of `mask`. `reason`: for people."""
+
+    cut: int
+    local: bool
+    mask: tuple[bool, ...]
+    action: int
+    log_prob: float
+    reason: str
+
+
+class Splitter(Protocol):
+    """What the device loop asks before every step."""
+
+    def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
+        """Choose one of the actions `mask` allows; ValueError when it allows none."""
+        ...
+
+
+def allowed_mask(
+    *,
+    depth: int,
+    min_cut: int,
+    device_cuts: Collection[int],
+    allowed_by_trainer: Collection[int] | None,
+    pinned_cut: int | None,
+    online: bool,
+    current_cut: int | None = None,
+    decisions_since_change: int = 0,
+    dwell: int = 0,
+) -> tuple[bool, ...]:
+    """Which of the cuts 0..depth, and `LOCAL`, may be chosen now.
+
+    The privacy floor comes first: no cut below `min_cut` is ever allowed, whatever the trainer allows or pins; a pin
+    below it means the smallest cut that is allowed. `device_cuts`: what this device can run now. `allowed_by_trainer`:
+    None or empty is "all"; a wish that leaves nothing is void. Offline only `LOCAL` is left. A pin leaves one cut and
+    not `LOCAL`. For `dwell` decisions after a change of the cut the current one stays the only cut.
+    Raises ValueError for a `min_cut` outside 0..depth.
+    """
+    if not 0 <= min_cut <= depth:
+        raise ValueError(f"min_cut is {min_cut}, allowed is 0 to {depth}")
+    runnable = frozenset(cut for cut in device_cuts if min_cut <= cut <= depth)
+    if not online or not runnable:
+        return _mask(depth, frozenset(), local=True)
+    if pinned_cut is not None:
+        return _mask(depth, frozenset({_at_or_above(runnable, pinned_cut)}), local=False)
+    cuts = runnable & frozenset(allowed_by_trainer or ()) or runnable
+    if current_cut in cuts and decisions_since_change < dwell:
+        cuts = frozenset({current_cut})
+    return _mask(depth, cuts, local=True)
+
+
+class FixedSplitter:
+    """Always the same cut; where it is not allowed, the nearest that is (the deeper of two); else a local step."""
+
+    def __init__(self, cut: int) -> None:
+        self._cut = cut
+
+    def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:  # noqa: ARG002 (the interface)
+        """See `Splitter`."""
+        return _nearest(mask, self._cut, "fixed")
+
+
+class HeuristicSplitter:
+    """Threshold rules: a poor link moves the cut deeper, a labouring processor shallower, a calm device back to `cut`.
+
+    Every condition is entered at its first threshold and left only at the second, so that a value near one of them does
+    not toggle it; how long a cut must be kept is the mask's business. The link's rules win over the processor's: bytes
+    that cannot travel are lost, late compute is only late. `queue` and `cpu` are fractions, `heat` as in `Observation`.
+    """
+
+    def __init__(
+        self,
+        *,
+        cut: int,
+        cpu: tuple[float, float] = (0.90, 0.70),
+        heat: tuple[float, float] = (0.95, 0.85),
+        queue: tuple[float, float] = (0.50, 0.20),
+        uplink_mbps: tuple[float, float] = (1.0, 2.0),
+        round_trip_ms: tuple[float, float] = (500.0, 250.0),
+    ) -> None:
+        self._cut = cut
+        self._cpu = _Latch(*cpu)
+        self._heat = _Latch(*heat)
+        self._queue = _Latch(*queue)
+        # A rate is bad when it is low: its latch sees how much is missing.
+        self._slow = _Latch(1.0 - scale_uplink(uplink_mbps[0]), 1.0 - scale_uplink(uplink_mbps[1]))
+        self._far = _Latch(scale_round_trip(round_trip_ms[0]), scale_round_trip(round_trip_ms[1]))
+
+    def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
+        """See `Splitter`. One block at a time; the current cut is the observation's."""
+        link = self._named(
+            ("slow uplink", self._slow, 1.0 - observation.uplink), ("far", self._far, observation.round_trip)
+        )
+        processor = self._named(
+            ("busy processor", self._cpu, observation.cpu),
+            ("heat", self._heat, observation.heat),
+            ("full queue", self._queue, observation.queue),
+        )
+        current = round(observation.cut * (len(mask) - 2))
+        if link:
+            return _next(mask, current, +1, link)
+        if processor:
+            return _next(mask, current, -1, processor)
+        if current == self._cut:
+            return _nearest(mask, current, "calm")
+        return _next(mask, current, +1 if self._cut > current else -1, "calm")
+
+    @staticmethod
+    def _named(*conditions: tuple[str, _Latch, float]) -> str:
+        # Every latch must see every value: a list, not any().
+        return ", ".join([name for name, latch, value in conditions if latch.update(value)])
+
+
+class _Latch:
+    """On from `enter` upwards, off from `leave` downwards, unchanged between."""
+
+    def __init__(self, enter: float, leave: float) -> None:
+        if not leave < enter:
+            raise ValueError(f"a condition entered at {enter} must be left below it, not at {leave}")
+        self._enter = enter
+        self._leave = leave
+        self._on = False
+
+    def update(self, value: float) -> bool:
+        self._on = value >= self._enter or (self._on and value > self._leave)
+        return self._on
+
+
+def _mask(depth: int, cuts: frozenset[int], *, local: bool) -> tuple[bool, ...]:
+    return (*(cut in cuts for cut in range(depth + 1)), local)
+
+
+def _at_or_above(cuts: frozenset[int], wanted: int) -> int:
+    return min((cut for cut in cuts if cut >= wanted), default=max(cuts))
+
+
+def _cuts(mask: tuple[bool, ...]) -> list[int]:
+    return [cut for cut, allowed in enumerate(mask[:-1]) if allowed]
+
+
+def _nearest(mask: tuple[bool, ...], wanted: int, reason: str) -> Decision:
+    cuts = _cuts(mask)
+    if not cuts:
+        return _local(mask, f"{reason}: no cut is allowed")
+    cut = min(cuts, key=lambda candidate: (abs(candidate - wanted), -candidate))
+    return _at(mask, cut, reason if cut == wanted else f"{reason}: cut {wanted} is not allowed")
+
+
+def _next(mask: tuple[bool, ...], current: int, direction: int, reason: str) -> Decision:
+    beyond = [cut for cut in _cuts(mask) if (cut - current) * direction > 0]
+    if not beyond:
+        return _nearest(mask, current, f"{reason}: no further cut is allowed")
+    return _at(mask, min(beyond, key=lambda cut: abs(cut - current)), reason)
+
+
+def _at(mask: tuple[bool, ...], cut: int, reason: str) -> Decision:
+    return Decision(cut=cut, local=False, mask=mask, action=cut, log_prob=0.0, reason=reason)
+
+
+def _local(mask: tuple[bool, ...], reason: str) -> Decision:
+    if not mask[LOCAL]:
+        raise ValueError("the mask allows no action")
+    return Decision(cut=len(mask) - 2, local=True, mask=mask, action=LOCAL, log_prob=0.0, reason=reason)

@@ -1,0 +1,175 @@
+"""What the device can tell of itself: load, heat and battery through psutil, and what its link carries.
+
+A sensor this machine lacks is None, never a made-up number. A sensor that is there but fails is logged once and is None
+from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+log = logging.getLogger(__name__)
+
+# Sensors of the processor itself, by the names Linux gives them: Raspberry Pi, Jetson, Intel, AMD.
+PROCESSOR_SENSORS = ("cpu_thermal", "cpu-thermal", "thermal-fan-est", "coretemp", "k10temp")
+PLAUSIBLE_C = (-40.0, 130.0)
+THROTTLED_FILE = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
+# Bits 0 to 3 of the Raspberry Pi's word are "now": under-voltage, frequency capped, throttled, soft temperature limit.
+# Bits 16 to 19 say the same of some time since start-up and are of no use to a decision.
+THROTTLED_NOW = 0xF
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """One sample. `cpu`, `memory`, `battery`: fractions in [0, 1]; None: this machine has no such sensor."""
+
+    cpu: float
+    memory: float
+    temperature_c: float | None
+    throttled: bool | None
+    battery: float | None
+
+
+class ResourceSampler:
+    """Samples this machine; `cpu` is the mean load of all cores since the sample before (the first: since here)."""
+
+    def __init__(
+        self,
+        *,
+        throttled_file: Path = THROTTLED_FILE,
+        find_program: Callable[[str], str | None] = shutil.which,
+        run_program: Callable[[Sequence[str]], str] | None = None,
+    ) -> None:
+        self._throttling = _throttling_source(throttled_file, find_program, run_program or _output_of)
+        psutil.cpu_percent(interval=None)
+
+    def sample(self) -> Resources:
+        """Read every sensor once; takes about a millisecond, a few more where `vcgencmd` must be asked."""
+        return Resources(
+            cpu=_fraction(psutil.cpu_percent(interval=None)),
+            memory=_fraction(psutil.virtual_memory().percent),
+            temperature_c=processor_temperature_c(),
+            throttled=self._throttled(),
+            battery=_battery(),
+        )
+
+    def _throttled(self) -> bool | None:
+        if self._throttling is None:
+            return None
+        try:
+            return parse_throttled(self._throttling())
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            log.warning("throttling cannot be read, reported as unknown from now on: %s", error)
+            self._throttling = None
+            return None
+
+
+class LinkEstimate:
+    """Rates and round trip as moving averages (weight `alpha` for the newest), each None until first observed.
+
+    A rate is the average of bytes over the average of seconds, not an average of rates: a small message whose time is
+    all latency then hardly counts, as it should.
+    """
+
+    def __init__(self, *, alpha: float = 0.3) -> None:
+        if not 0.0 < alpha <= 1.0:
+            raise ValueError(f"alpha is {alpha}, allowed is above 0 up to 1")
+        self._alpha = alpha
+        self._up: tuple[float, float] | None = None
+        self._down: tuple[float, float] | None = None
+        self._round_trip_s: float | None = None
+
+    def sent(self, size_bytes: int, seconds: float) -> None:
+        """`size_bytes` left in `seconds`."""
+        self._up = self._pair(self._up, size_bytes, seconds)
+
+    def received(self, size_bytes: int, seconds: float) -> None:
+        """`size_bytes` arrived in `seconds`."""
+        self._down = self._pair(self._down, size_bytes, seconds)
+
+    def round_trip(self, seconds: float) -> None:
+        """An answer came `seconds` after its question."""
+        _not_negative(seconds=seconds)
+        self._round_trip_s = self._mean(self._round_trip_s, seconds)
+
+    @property
+    def uplink_mbps(self) -> float | None:
+        """Megabits per second upwards."""
+        return _mbps(self._up)
+
+    @property
+    def downlink_mbps(self) -> float | None:
+        """Megabits per second downwards."""
+        return _mbps(self._down)
+
+    @property
+    def round_trip_ms(self) -> float | None:
+        """Milliseconds from question to answer."""
+        return None if self._round_trip_s is None else self._round_trip_s * 1e3
+
+    def _pair(self, old: tuple[float, float] | None, size_bytes: int, seconds: float) -> tuple[float, float]:
+        _not_negative(size_bytes=size_bytes, seconds=seconds)
+        old_bytes, old_s = old if old is not None else (None, None)
+        return self._mean(old_bytes, float(size_bytes)), self._mean(old_s, seconds)
+
+    def _mean(self, old: float | None, new: float) -> float:
+        return new if old is None else (1.0 - self._alpha) * old + self._alpha * new
+
+
+def processor_temperature_c() -> float | None:
+    """The hottest reading of the processor's own sensor, else of any sensor; None where there is none (macOS)."""
+    read = getattr(psutil, "sensors_temperatures", None)
+    sensors = read() if read is not None else {}
+    groups = [sensors[name] for name in PROCESSOR_SENSORS if sensors.get(name)] or list(sensors.values())
+    low, high = PLAUSIBLE_C
+    readings = [entry.current for group in groups for entry in group if low <= entry.current <= high]
+    return max(readings, default=None)
+
+
+def parse_throttled(text: str) -> bool:
+    """The Raspberry Pi's word, `50000` (sysfs) or `throttled=0x50005` (vcgencmd); ValueError for anything else."""
+    word = int(text.strip().removeprefix("throttled="), base=16)
+    return bool(word & THROTTLED_NOW)
+
+
+def _throttling_source(
+    throttled_file: Path,
+    find_program: Callable[[str], str | None],
+    run_program: Callable[[Sequence[str]], str],
+) -> Callable[[], str] | None:
+    if throttled_file.is_file():
+        return throttled_file.read_text
+    program = find_program("vcgencmd")
+    return None if program is None else lambda: run_program([program, "get_throttled"])
+
+
+def _output_of(command: Sequence[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=2.0).stdout
+
+
+def _battery() -> float | None:
+    read = getattr(psutil, "sensors_battery", None)
+    state = read() if read is not None else None
+    return None if state is None else _fraction(state.percent)
+
+
+def _fraction(percent: float) -> float:
+    return min(max(percent / 100.0, 0.0), 1.0)
+
+
+def _mbps(pair: tuple[float, float] | None) -> float | None:
+    # A transfer faster than the clock's step says nothing of the rate.
+    return None if pair is None or pair[1] == 0.0 else pair[0] * 8e-6 / pair[1]
+
+
+def _not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0.0:
+            raise ValueError(f"{name} is {value}, allowed is 0 or more")

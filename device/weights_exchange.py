@@ -1,0 +1,105 @@
+"""The device's side of the weights: what it listens to, when it moves to a version, what it publishes and keeps on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import messages
+from common.change_blob import State
+from common.chunks import split
+from common.codec import digest
+from common.encoder import Encoder
+from common.link import Link
+from common.split import block_state, client_names, names
+from common.topics import Topics
+from device import weights_file
+from device.following import Following
+from device.replica import Replica
+
+REFRESH_VERSIONS = 20  # how seldom the blocks beyond the cut are fetched again, for learning without the link
+SAVE_VERSIONS = 5  # how seldom the disk is written: a memory card wears
+
+
+class WeightsExchange:
+    """Keeps the replica up to date and the fleet informed."""
+
+    def __init__(
+        self,
+        link: Link,
+        topics: Topics,
+        replica: Replica,
+        encoder: Encoder,
+        *,
+        device: str,
+        boot: str,
+        fingerprint: str,
+        path: Path,
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._replica = replica
+        self._names = names(encoder)
+        self._shapes: dict[str, State] = {name: block_state(encoder, name) for name in self._names}
+        self._device = device
+        self._boot = boot
+        self._fingerprint = fingerprint
+        self._path = path
+        self._following = Following(link, topics)
+        self._refreshed_version = -1
+        self._saved_version = -1
+
+    def keep_up(self, *, cut: int, target: int) -> bool:
+        """Between steps: move to the newest version if all that ``cut`` needs is here; True if the weights moved."""
+        needed = client_names(cut) if self._replica.initialised else self._names
+        moved = self._replica.apply(needed)
+        if not self._replica.missing(self._names):
+            self._refreshed_version = self._replica.version
+        self._following.follow(self._wanted(max(cut, target)))
+        if moved and (self._saved_version < 0 or self._replica.version - self._saved_version >= SAVE_VERSIONS):
+            self.save()
+        return moved
+
+    def _wanted(self, deepest: int) -> tuple[str, ...]:
+        due = self._replica.announced_version - self._refreshed_version >= REFRESH_VERSIONS
+        return self._names if due or not self._replica.initialised else client_names(deepest)
+
+    def publish_change(self) -> bool:
+        """Publish everything learned here and not merged yet; True if there was anything."""
+        change = self._replica.change()
+        if change is None:
+            return False
+        chunks = split(change.blob)
+        whole = digest(change.blob)
+        for index, data in enumerate(chunks):
+            chunk = messages.UpdateChunk(
+                boot=self._boot,
+                seq=change.seq,
+                base_version=change.base_version,
+                windows=change.windows,
+                local_windows=change.local_windows,
+                digest=whole,
+                index=index,
+                count=len(chunks),
+                data=data,
+            )
+            self._link.publish(self._topics.update(self._device, index), messages.encode(chunk), qos=1)
+        return True
+
+    def save(self) -> None:
+        """Write what this device knows to its disk."""
+        base, change = self._replica.snapshot()
+        stored = weights_file.StoredWeights(self._replica.run, self._replica.version, base, change)
+        weights_file.write(self._path, stored, fingerprint=self._fingerprint)
+        self._saved_version = self._replica.version
+
+    def load(self) -> bool:
+        """Start from the disk, if it holds weights of this configuration.
+
+        Raises:
+            MessageError: the file is damaged.
+        """
+        stored = weights_file.read(self._path, self._shapes, fingerprint=self._fingerprint)
+        if stored is None:
+            return False
+        self._replica.restore(stored.base, stored.change, run=stored.run, version=stored.version)
+        return True

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from common.mixture_memory import NEUTRAL_UNCERTAINTY, START_PROJECTIONS, MixtureMemory
+
+DIM = 128
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose time to threads that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Stream:
+    """Projections around unit centres, with noise that leaves them well apart."""
+
+    def __init__(self, clusters: int = 10, noise: float = 0.05, seed: int = 1) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.noise = noise
+        self.centres = normalize(torch.randn(clusters, DIM, generator=self.generator), dim=1)
+
+    def around(self, points: torch.Tensor) -> torch.Tensor:
+        return normalize(points + self.noise * torch.randn(points.shape, generator=self.generator), dim=1)
+
+    def draw(self, count: int) -> torch.Tensor:
+        return self.around(self.centres[self.labels(count)])
+
+    def labels(self, count: int) -> torch.Tensor:
+        return torch.randint(len(self.centres), (count,), generator=self.generator)
+
+    def feed(self, memory: MixtureMemory, windows: int, batch: int = 8) -> None:
+        for _ in range(windows // batch):
+            memory.update(self.draw(batch))
+
+
+def _share_by_cluster(memory: MixtureMemory, centres: torch.Tensor) -> torch.Tensor:
+    owner = (normalize(memory.means, dim=1) @ centres.T).argmax(dim=1)
+    return torch.zeros(len(centres)).index_add(0, owner, memory.mass) / memory.mass.sum()
+
+
+@pytest.mark.parametrize(("noise", "batch"), [(0.05, 1), (0.02, 8), (0.1, 8), (0.05, 64)])
+def test_a_stream_of_ten_clusters_is_recovered(noise: float, batch: int) -> None:
+    stream, memory = Stream(noise=noise), MixtureMemory()
+    stream.feed(memory, 2000, batch)
+    nearest = (stream.centres @ normalize(memory.means, dim=1).T).amax(dim=1)
+    assert nearest.min() > 0.97
+    share = _share_by_cluster(memory, stream.centres)
+    assert share.min() > 0.07
+    assert share.max() < 0.14
+    assert torch.pdist(memory.means).mean() > 1.0, "the means must not merge"
+
+
+def test_the_variance_is_that_of_the_clusters() -> None:
+    stream, memory = Stream(clusters=64, noise=0.05), MixtureMemory()
+    stream.feed(memory, 6000)
+    assert float(memory.mass @ memory.variances.mean(dim=1) / memory.mass.sum()) == pytest.approx(0.05**2, rel=0.5)
+
+
+def test_one_update_equals_the_sufficient_statistics_written_as_loops() -> None:
+    memory = MixtureMemory(components=3, dim=4, memory=50, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    memory.update(torch.randn(START_PROJECTIONS, 4, generator=generator))
+    z = torch.randn(6, 4, generator=generator)
+    old = {key: value.clone().double() for key, value in memory.state_dict().items()}
+    round_ = old["variances"].mean(dim=1, keepdim=True)
+    spread = (old["mass"][:, None] * old["variances"] + 8.0 * round_) / (old["mass"][:, None] + 8.0)
+    memory.update(z)
+    r = torch.zeros(6, 3, dtype=torch.float64)
+    for n in range(6):
+        for c in range(3):
+            density = torch.distributions.Normal(old["means"][c], spread[c].sqrt()).log_prob(z[n].double()).sum()
+            r[n, c] = (old["mass"][c] / old["mass"].sum()).log() + density
+    r = r.softmax(dim=1)
+    decayed = old["mass"] * math.exp(-6.0 / 50.0)
+    for c in range(3):
+        mass = decayed[c] + r[:, c].sum()
+        first = decayed[c] * old["means"][c]
+        second = decayed[c] * (old["variances"][c] + old["means"][c] ** 2)
+        for n in range(6):
+            first = first + r[n, c] * z[n]
+            second = second + r[n, c] * z[n] ** 2
+        mean = first / mass
+        assert memory.mass[c].item() == pytest.approx(float(mass), rel=1e-4)
+        assert torch.allclose(memory.means[c].double(), mean, atol=1e-4)
+        assert torch.allclose(memory.variances[c].double(), second / mass - mean**2, rtol=1e-3, atol=1e-4)
+
+
+def test_it_follows_clusters_that_drift() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 2000)
+    start = stream.centres.clone()
+    goal = normalize(torch.randn(10, DIM, generator=stream.generator), dim=1)
+    for step in range(40):
+        stream.centres = normalize(start + (goal - start) * (step + 1) / 40, dim=1)
+        stream.feed(memory, 200)
+    stream.feed(memory, 2000)
+    assert (goal @ normalize(memory.means, dim=1).T).amax(dim=1).min() > 0.97
+    assert _share_by_cluster(memory, goal).min() > 0.05
+    stale = (start @ normalize(memory.means, dim=1).T).amax(dim=1)
+    assert stale.mean() < 0.7
+
+
+def test_it_takes_up_clusters_that_appear_suddenly() -> None:
+    stream, memory = Stream(seed=1), MixtureMemory()
+    stream.feed(memory, 2000)
+    new = Stream(seed=7)
+    new.feed(memory, 8000)
+    assert (new.centres @ normalize(memory.means, dim=1).T).amax(dim=1).min() > 0.97
+
+
+def test_uncertainty_is_higher_between_clusters_than_on_them() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 3000)
+    first = torch.arange(10).repeat(30)
+    on = memory.uncertainty(stream.around(stream.centres[first]))
+    middle = normalize(stream.centres[first] + stream.centres[(first + 1) % 10], dim=1)
+    between = memory.uncertainty(stream.around(middle))
+    assert (between[:, None] > on[None, :]).float().mean() > 0.95
+
+
+def test_the_median_uncertainty_stays_near_one_half_while_the_data_change() -> None:
+    memory = MixtureMemory()
+    for noise in (0.05, 0.1, 0.03):
+        stream = Stream(noise=noise)
+        stream.feed(memory, 4000)
+        median = float(memory.uncertainty(stream.draw(500)).median())
+        assert 0.35 < median < 0.65, (noise, median)
+
+
+def test_uncertainty_is_the_entropy_of_the_responsibilities() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 1000)
+    z = stream.draw(20)
+    r = memory.responsibilities(z)
+    assert torch.allclose(r.sum(dim=1), torch.ones(20), atol=1e-5)
+    expected = torch.special.entr(r.double()).sum(dim=1) / math.log(64)
+    assert torch.allclose(memory.uncertainty(z).double(), expected, atol=1e-5)
+    assert memory.uncertainty(z).min() >= 0.0
+    assert memory.uncertainty(z).max() <= 1.0
+
+
+def test_before_it_has_started_it_is_neutral_and_has_no_negatives() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, START_PROJECTIONS - 8)
+    assert not memory.started
+    assert memory.uncertainty(stream.draw(3)).tolist() == [NEUTRAL_UNCERTAINTY] * 3
+    assert memory.virtual_negatives(stream.draw(3), 16, torch.Generator()).shape == (3, 0, DIM)
+    memory.update(stream.draw(8))
+    assert memory.started
+
+
+def test_virtual_negatives_come_from_the_other_clusters_and_have_unit_length() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 3000)
+    labels = stream.labels(100)
+    z = stream.around(stream.centres[labels])
+    negatives = memory.virtual_negatives(z, 64, torch.Generator().manual_seed(0))
+    assert negatives.shape == (100, 64, DIM)
+    assert torch.allclose(negatives.norm(dim=2), torch.ones(100, 64), atol=1e-5)
+    clusters = (negatives @ stream.centres.T).argmax(dim=2)
+    assert (clusters != labels[:, None]).float().mean() > 0.7
+    assert len(clusters.unique()) == 10, "more than the nearest component"
+
+
+def test_virtual_negatives_prefer_near_components() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 3000)
+    z = stream.draw(50)
+    narrow = memory.virtual_negatives(z, 64, torch.Generator().manual_seed(0), tau_ratio=0.3)
+    wide = memory.virtual_negatives(z, 64, torch.Generator().manual_seed(0), tau_ratio=10.0)
+    assert (narrow @ z[:, :, None]).mean() > (wide @ z[:, :, None]).mean()
+
+
+def test_the_same_generator_draws_the_same_negatives() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 500)
+    z = stream.draw(4)
+    one, two = (memory.virtual_negatives(z, 8, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_the_same_stream_gives_the_same_mixture_and_touches_no_global_randomness() -> None:
+    memories = []
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        memory = MixtureMemory(seed=4)
+        Stream().feed(memory, 600)
+        memories.append(memory.state_dict())
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(memories[0][key], memories[1][key]) for key in memories[0])
+
+
+def test_a_replica_sees_what_the_original_sees_even_in_half_precision() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 2000)
+    z = stream.draw(50)
+    replica, rough = MixtureMemory(), MixtureMemory()
+    replica.load_state_dict(memory.state_dict())
+    assert replica.started
+    assert torch.equal(replica.uncertainty(z), memory.uncertainty(z))
+    halves = {key: value.half() for key, value in memory.state_dict().items()}
+    assert sum(value.numel() * 2 for value in halves.values()) < 35_000
+    assert all(torch.isfinite(value).all() for value in halves.values())
+    rough.load_state_dict({key: value.float() for key, value in halves.items()})
+    assert torch.allclose(rough.uncertainty(z), memory.uncertainty(z), atol=0.03)
+
+
+def test_identical_projections_do_no_harm() -> None:
+    memory = MixtureMemory()
+    z = normalize(torch.ones(8, DIM), dim=1)
+    for _ in range(100):
+        memory.update(z)
+    assert all(torch.isfinite(value).all() for value in memory.state_dict().values())
+    assert torch.isfinite(memory.uncertainty(z)).all()
+    assert torch.isfinite(memory.virtual_negatives(z, 8, torch.Generator().manual_seed(0))).all()
+
+
+def test_no_component_stays_dead() -> None:
+    stream, memory = Stream(clusters=3), MixtureMemory()
+    stream.feed(memory, 20_000, batch=64)
+    assert (memory.mass < 0.02 * memory.mass.mean()).sum() == 0
+
+
+def test_wrong_projections_are_refused() -> None:
+    memory = MixtureMemory()
+    with pytest.raises(ValueError, match=r"must be \[N, 128\]"):
+        memory.update(torch.zeros(3, 192))
+    with pytest.raises(ValueError, match="finite"):
+        memory.update(torch.full((1, DIM), torch.nan))
+    memory.update(torch.zeros(0, DIM))

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+
+from device.emulation import ComputeStretch, measure_forward_ms
+
+
+class Time:
+    """A clock that stands still unless somebody computes or sleeps; a sleep lasts `late_s` too long."""
+
+    def __init__(self, late_s: float = 0.0) -> None:
+        self.now_s = 50.0
+        self.late_s = late_s
+        self.sleeps: list[float] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now_s += seconds + self.late_s
+
+    def compute(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def stretch(time: Time, *, host: float, board: float) -> ComputeStretch:
+    return ComputeStretch(host_forward_ms=host, board_forward_ms=board, clock=time.clock, sleep=time.sleep)
+
+
+def test_a_block_lasts_as_long_as_on_the_slower_board() -> None:
+    time = Time()
+    with stretch(time, host=2.0, board=10.0).block():
+        time.compute(0.1)
+    assert time.now_s - 50.0 == pytest.approx(0.5)
+
+
+def test_a_faster_board_is_a_ratio_and_no_sleep() -> None:
+    time = Time()
+    apple = stretch(time, host=2.0, board=0.5)
+    with apple.block():
+        time.compute(0.1)
+    assert time.sleeps == []
+    assert apple.faster_than_host
+    assert (apple.ratio, apple.slowdown) == (0.25, 1.0)
+    assert apple.describe() == "the board is 4.0 times as fast as this machine: compute is not emulated"
+
+
+def test_an_equal_board_is_left_alone() -> None:
+    time = Time()
+    same = stretch(time, host=2.0, board=2.0)
+    with same.block():
+        time.compute(0.1)
+    assert time.sleeps == []
+    assert not same.faster_than_host
+
+
+def test_a_sleep_that_lasts_too_long_is_made_good_in_the_next_block() -> None:
+    time = Time(late_s=0.01)
+    board = stretch(time, host=1.0, board=3.0)
+    for _ in range(10):
+        with board.block():
+            time.compute(0.02)
+    # Never more than one lateness over, however many blocks.
+    assert time.now_s - 50.0 == pytest.approx(10 * 0.06 + 0.01)
+
+
+def test_a_lateness_longer_than_the_next_block_needs_means_no_sleep() -> None:
+    time = Time(late_s=1.0)
+    board = stretch(time, host=1.0, board=2.0)
+    for _ in range(3):
+        with board.block():
+            time.compute(0.1)
+    assert time.sleeps == [pytest.approx(0.1)]
+
+
+def test_after_an_exception_nothing_is_slept() -> None:
+    time = Time()
+
+    def failing_block() -> None:
+        with stretch(time, host=1.0, board=5.0).block():
+            time.compute(0.1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing_block()
+    assert time.sleeps == []
+
+
+@pytest.mark.parametrize(("host", "board"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0)])
+def test_a_forward_time_that_cannot_be_is_refused(host: float, board: float) -> None:
+    with pytest.raises(ValueError, match="forward times"):
+        ComputeStretch(host_forward_ms=host, board_forward_ms=board)
+
+
+def test_the_forward_time_is_the_median_after_warming_up() -> None:
+    time = Time()
+    durations = iter([9.0, 9.0, 9.0, 0.002, 0.100, 0.003])
+    assert measure_forward_ms(lambda: time.compute(next(durations)), repeats=3, clock=time.clock) == pytest.approx(3.0)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from trainer.metrics import METRICS, MetricsLog, StepMetrics, normalised_task_loss, read_metrics
+
+SAMPLE = StepMetrics(
+    step=1,
+    windows=64,
+    weights_version=3,
+    loss_total=4.2,
+    loss_task=4.0,
+    loss_task_normalised=0.8,
+    loss_sw=0.1,
+    loss_laplacian=0.01,
+    effective_rank=30.0,
+    alignment=None,
+    uniformity=-2.0,
+    learning_rate=0.002,
+    devices=8,
+    quantisation_error=0.05,
+    seconds=0.12,
+)
+
+
+def _write(folder: Path, steps: range, *, next_step: int = 1) -> None:
+    with MetricsLog(folder, next_step=next_step, tensorboard=False) as log:
+        for step in steps:
+            log.write(replace(SAMPLE, step=step, windows=64 * step))
+
+
+def test_every_metric_is_documented_and_nothing_else_is() -> None:
+    assert list(METRICS) == [field.name for field in fields(StepMetrics)]
+    assert all(METRICS.values())
+
+
+def test_steps_are_read_back_as_written(tmp_path: Path) -> None:
+    _write(tmp_path, range(1, 4))
+    assert read_metrics(tmp_path / "metrics.jsonl") == [replace(SAMPLE, step=s, windows=64 * s) for s in (1, 2, 3)]
+    assert read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def test_a_line_is_in_the_file_before_the_log_is_closed(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log.write(SAMPLE)
+    assert read_metrics(log.path) == [SAMPLE]
+    log.close()
+
+
+def test_a_line_torn_by_a_kill_is_ignored_when_read_and_removed_on_resume(tmp_path: Path) -> None:
+    _write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert [metrics.step for metrics in read_metrics(path)] == [1, 2]
+    _write(tmp_path, range(3, 5), next_step=3)
+    assert [metrics.step for metrics in read_metrics(path)] == [1, 2, 3, 4]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_line_without_its_end_is_torn_even_if_it_parses(tmp_path: Path) -> None:
+    _write(tmp_path, range(1, 3))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert [metrics.step for metrics in read_metrics(path)] == [1]
+
+
+def test_steps_after_the_checkpoint_are_dropped_on_resume_because_they_are_done_again(tmp_path: Path) -> None:
+    _write(tmp_path, range(1, 8))
+    _write(tmp_path, range(5, 7), next_step=5)
+    assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(replace(SAMPLE, loss_total=math.nan, effective_rank=math.inf))
+    assert json.loads(log.path.read_text())["loss_total"] is None
+    (metrics,) = read_metrics(log.path)
+    assert math.isnan(metrics.loss_total)
+    assert metrics.effective_rank is None
+
+
+def test_guessing_has_a_normalised_task_loss_of_one() -> None:
+    assert normalised_task_loss(math.log(127), 127.0) == pytest.approx(1.0)
+    assert math.isnan(normalised_task_loss(0.0, 1.0))
+
+
+def test_tensorboard_shows_the_same_figures_and_a_resumed_run_replaces_what_it_does_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLog(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.write(replace(SAMPLE, step=step, loss_task=float(step)))
+    with MetricsLog(tmp_path, next_step=3) as log:
+        log.write(replace(SAMPLE, step=3, loss_task=33.0))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss_task")] == [(1, 1.0), (2, 2.0), (3, 33.0)]
+    assert set(events.Tags()["scalars"]) == set(METRICS) - {"step", "alignment"}

@@ -1,0 +1,1 @@
+"""The server: batches, server segment, Hybrid Loss, weights."""

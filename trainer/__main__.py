@@ -1,0 +1,196 @@
+"""``python -m trainer CONFIG.yaml``: builds the trainer from its configuration and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from common import config, messages
+from common.block_optimizer import BlockOptimizers
+from common.codec import Codec
+from common.config_models import TrainerConfig
+from common.encoder import build_encoder
+from common.errors import ConfigError
+from common.mixture_memory import MixtureMemory
+from common.process import new_boot, open_link, run_process, software, stop_on_signals
+from common.split import block_state, names
+from common.topics import Kind, Topics
+from trainer import checkpoint
+from trainer.answering import Answering
+from trainer.batcher import Batcher
+from trainer.collapse_guard import CollapseGuard
+from trainer.hybrid_loss import HybridLoss
+from trainer.loop import Desired, run, snapshot
+from trainer.merging import MergePlan
+from trainer.metrics import MetricsLog
+from trainer.presence import TrainerPresence, retained_version
+from trainer.publisher import Publisher
+from trainer.registry import Registry
+from trainer.resume import State, fresh_run, restore, to_checkpoint
+from trainer.schedule import learning_rate
+from trainer.server_step import ServerStep
+from trainer.temporal_buffer import TemporalBuffer
+from trainer.training import Training
+from trainer.updates import Updates
+from trainer.weights import WeightsLedger
+
+LOG = logging.getLogger("trainer")
+DATA_CAPACITY = 4096  # parts waiting while a step is computed: 64 devices x 8 windows x 8
+OUTBOUND_CAPACITY = 4096
+STALENESS_DISCOUNT = 0.5  # of a change's weight, per version its base is behind
+LOCAL_WINDOWS_CAP = 400  # local windows that one change may count for: about two merges of an answered device
+FAST_DEADLINE_S = 60.0  # in fast mode only a device that died without its will reaches this
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trainer until it is told to stop; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="streamsplit trainer", description="Train with a fleet of devices.")
+    parser.add_argument("config", type=Path, help="the trainer's YAML file")
+    options = parser.parse_args(arguments)
+    return run_process(lambda: train(config.load_trainer(options.config), stop_on_signals()))
+
+
+def train(settings: TrainerConfig, stop: threading.Event) -> None:
+    """Build every part from the settings and run the loop."""
+    compute = _compute(settings.compute)
+    torch.set_num_threads(settings.threads)
+    fleet = settings.fleet
+    fingerprint = config.fingerprint(fleet)
+    topics = Topics(fleet.fleet)
+    boot = new_boot()
+    saved = checkpoint.load_latest(settings.state_directory, fingerprint)
+    encoder = build_encoder(fleet.encoder, settings.seed).to(compute)
+    optimizers = BlockOptimizers(
+        encoder,
+        kind=fleet.optimizer.kind,
+        weight_decay=fleet.optimizer.weight_decay,
+        warmup_steps=fleet.optimizer.warmup_steps,
+    )
+    mixture = MixtureMemory(seed=settings.seed).to(compute)
+    state = State(
+        encoder,
+        optimizers,
+        mixture,
+        directions=torch.Generator().manual_seed(settings.seed),
+        rounding=torch.Generator().manual_seed(settings.seed + 1),
+    )
+    progress = fresh_run() if saved is None else restore(saved, state)
+    link = open_link(
+        fleet,
+        client_id=f"{fleet.fleet}-trainer",
+        will=TrainerPresence.will(topics, boot=boot, fingerprint=fingerprint),
+        data_capacity=DATA_CAPACITY,
+        outbound_capacity=OUTBOUND_CAPACITY,
+    )
+    link.start()
+    try:
+        presence = TrainerPresence(link, topics, boot=boot, run=progress.run, fingerprint=fingerprint)
+        version = max(progress.weights_version, retained_version(link, topics, boot=boot, presence=presence, stop=stop)) + 1
+        LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, version, software())
+        ledger = WeightsLedger(encoder, version=version, discount=STALENESS_DISCOUNT, local_cap=LOCAL_WINDOWS_CAP)
+        lockstep = settings.speed == "fast"
+        plan = MergePlan(
+            merge_every=settings.merge_every, deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s
+        )
+        guard = CollapseGuard(progress.ranks)
+        limits = messages.Limits(max_message_bytes=fleet.max_message_bytes)
+        answering = Answering(
+            link, topics, snapshot(encoder, mixture, version), limits=limits, stream_time=lockstep, compute=compute
+        )
+        loss = HybridLoss(
+            temperature=settings.temperature,
+            sw_weight=settings.sw_weight,
+            sw_projections=settings.sw_projections,
+            laplacian_weight=settings.laplacian_weight,
+        )
+        buffer = TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours)
+        server_step = ServerStep(
+            encoder,
+            optimizers,
+            loss,
+            buffer,
+            false_negative_s=settings.false_negative_s,
+            directions=state.directions,
+            compute=compute,
+        )
+        with MetricsLog(settings.state_directory, next_step=progress.steps + 1) as log:
+            training = Training(
+                link=link,
+                topics=topics,
+                server_step=server_step,
+                ledger=ledger,
+                mixture=mixture,
+                plan=plan,
+                log=log,
+                gradient_codec=Codec.parse(settings.gradient_codec),
+                rounding=state.rounding,
+                learning_rate_at=partial(
+                    learning_rate,
+                    schedule=settings.schedule,
+                    peak=settings.learning_rate,
+                    budget_windows=settings.budget_windows,
+                ),
+                steps=progress.steps,
+                windows=progress.windows,
+            )
+
+            def save_checkpoint() -> None:
+                counted = (ledger.version, training.steps, training.windows, tuple(guard.accepted_ranks()))
+                checkpoint.save(
+                    settings.state_directory,
+                    to_checkpoint(state, progress.run, fingerprint, fleet.encoder, *counted),
+                )
+
+            for kind in (Kind.STATUS, Kind.UPDATE, Kind.ACTIVATIONS, Kind.TELEMETRY):
+                link.subscribe(topics.every_device(kind), qos=0 if kind in (Kind.ACTIVATIONS, Kind.TELEMETRY) else 1)
+            run(
+                stop=stop,
+                link=link,
+                topics=topics,
+                encoder=encoder,
+                mixture=mixture,
+                answering=answering,
+                registry=Registry(fingerprint=fingerprint),
+                batcher=Batcher(
+                    max_lag=settings.max_lag,
+                    parts_per_step=fleet.parts_per_step,
+                    expected_devices=settings.expected_devices if lockstep else 0,
+                ),
+                training=training,
+                updates=Updates({name: block_state(encoder, name) for name in names(encoder)}, compute=compute),
+                ledger=ledger,
+                plan=plan,
+                guard=guard,
+                publisher=Publisher(
+                    link, topics, run=progress.run, fingerprint=fingerprint, dtype=fleet.weights_codec
+                ),
+                desired=Desired(
+                    settings.pins,
+                    tuple(settings.allowed_cuts or ()),
+                    settings.desired.codec,
+                    settings.desired.paused,
+                ),
+                save_checkpoint=save_checkpoint,
+                announce=lambda: presence.show("ready", ledger.version),
+            )
+        presence.show("stopped", ledger.version)
+    finally:
+        link.stop(timeout_s=5.0)
+
+
+def _compute(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute: cuda is configured, but torch finds no usable GPU; allowed: cpu, auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

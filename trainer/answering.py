@@ -1,0 +1,179 @@
+"""The thread that receives: decodes parts, answers them with embedding and uncertainty at once, and hands them on.
+
+It computes with a snapshot of the weights that is swapped per version and never changed, so that an answer does not wait
+for the training step that runs beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common import messages
+from common.codec import Codec, decode_tensor, encode
+from common.encoder import Encoder
+from common.errors import MessageError
+from common.link import Incoming, Link
+from common.mixture_memory import MixtureMemory
+from common.topics import Address, Kind, Topics, parse
+from trainer.batcher import Part
+
+EMBEDDING_CODEC = Codec.parse("int8")  # 192 values: the error is below 1 %, the bytes a quarter of fp32
+LOG = logging.getLogger(__name__)
+INBOX_CAPACITY = 4096
+IDLE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Weights that nobody changes any more."""
+
+    encoder: Encoder
+    mixture: MixtureMemory
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A decoded control message on its way to the training thread."""
+
+    address: Address
+    message: messages.DeviceStatus | messages.UpdateChunk | messages.Telemetry
+
+
+class Answering:
+    """Owns the receiving side of the link; the training thread reads `inbox`."""
+
+    def __init__(
+        self, link: Link, topics: Topics, snapshot: Snapshot, *, limits: messages.Limits, stream_time: bool, compute: torch.device
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._limits = limits
+        self._stream_time = stream_time
+        self._compute = compute
+        self.snapshot = snapshot
+        self.inbox: queue.Queue[Part | Control | BaseException] = queue.Queue(INBOX_CAPACITY)
+        self.refused: Counter[str] = Counter()
+        self.answer_s: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
+
+    def start(self) -> None:
+        """Start receiving."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop receiving; what is in the inbox stays there."""
+        self._stop.set()
+        self._link.wake()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._serve(self._drain())
+        except BaseException as error:  # our own bug: the training thread raises it and the process ends loudly
+            self.inbox.put(error)
+
+    def _drain(self) -> list[Incoming]:
+        waiting = []
+        incoming = self._link.receive(IDLE_S)
+        while incoming is not None:
+            waiting.append(incoming)
+            incoming = self._link.receive(0.0)
+        return waiting
+
+    def _serve(self, waiting: Sequence[Incoming]) -> None:
+        parts: list[Part] = []
+        received: list[float] = []
+        for incoming in waiting:
+            try:
+                item = self._decode(incoming)
+            except MessageError as error:
+                self.refuse(incoming.topic, len(incoming.payload), error)
+                continue
+            if isinstance(item, Part):
+                parts.append(item)
+                received.append(incoming.received_s)
+            else:
+                self.inbox.put(item)
+        for part in parts:
+            self.inbox.put(part)
+        self._answer(parts, received)
+
+    def _decode(self, incoming: Incoming) -> Part | Control:
+        address = parse(incoming.topic)
+        if address.kind is Kind.ACTIVATIONS:
+            return self._part(address, incoming)
+        types = {Kind.STATUS: messages.DeviceStatus, Kind.UPDATE: messages.UpdateChunk, Kind.TELEMETRY: messages.Telemetry}
+        if address.kind not in types:
+            raise MessageError(f"{address.kind} is not for the trainer")
+        message = messages.decode(types[address.kind], incoming.payload, limits=self._limits)
+        return Control(address, message)
+
+    def _part(self, address: Address, incoming: Incoming) -> Part:
+        message = messages.decode(messages.Activations, incoming.payload, limits=self._limits)
+        encoder = self.snapshot.encoder
+        if message.cut > encoder.depth:
+            raise MessageError(f"activations: cut {message.cut} of an encoder of {encoder.depth} blocks")
+        shape = (2, *encoder.activation_shape(message.cut))
+        assert address.device is not None
+        return Part(
+            device=address.device,
+            boot=message.boot,
+            step=message.step,
+            part=message.part,
+            last=message.last,
+            cut=message.cut,
+            weights_version=message.weights_version,
+            deadline_s=message.deadline_ms / 1000,
+            segment=message.segment,
+            window_index=message.window_index,
+            time_s=message.monotonic_ms / 1000 if self._stream_time else incoming.received_s,
+            room=message.room,
+            activations=decode_tensor(message.tensor, shape, self._limits),
+        )
+
+    def _answer(self, parts: Sequence[Part], received: Sequence[float]) -> None:
+        snapshot = self.snapshot
+        asked = [(part, at) for part, at in zip(parts, received, strict=True) if part.cut < snapshot.encoder.depth]
+        for cut in sorted({part.cut for part, _ in asked}):
+            group = [(part, at) for part, at in asked if part.cut == cut]
+            embeddings, uncertainty = self._embed(snapshot, [part for part, _ in group], cut)
+            for row, (part, at) in enumerate(group):
+                self._publish(part, snapshot.version, embeddings[row : row + 1], float(uncertainty[row]))
+                self.answer_s.append(time.monotonic() - at)
+
+    def _embed(self, snapshot: Snapshot, parts: Sequence[Part], cut: int) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            view_a = torch.stack([part.activations[0] for part in parts]).to(self._compute)
+            embeddings = snapshot.encoder.forward_from(view_a, cut)
+            uncertainty = snapshot.mixture.uncertainty(snapshot.encoder.project(embeddings))
+        return embeddings.cpu(), uncertainty.cpu()
+
+    def _publish(self, part: Part, version: int, embedding: Tensor, uncertainty: float) -> None:
+        answer = messages.Embedding(
+            boot=part.boot,
+            step=part.step,
+            part=part.part,
+            weights_version=version,
+            uncertainty=uncertainty,
+            tensor=encode(embedding, EMBEDDING_CODEC),
+        )
+        self._link.publish(
+            self._topics.embedding(part.device), messages.encode(answer), qos=0, expiry_s=part.deadline_s
+        )
+
+    def refuse(self, topic: str, size_bytes: int, error: MessageError) -> None:
+        """Count and log a message that cannot be used."""
+        self.refused[str(topic)] += 1
+        LOG.warning("dropped a message of %d bytes on %s: %s", size_bytes, topic, error)

@@ -1,0 +1,132 @@
+"""Gathers parts into batches across devices: when a batch closes, and which parts come too late for it.
+
+A batch closes when the step of every awaited device is complete, or when nothing new has come for the longest deadline
+among its parts. A device that let several batches go by is not waited for until it sends again, so that one that learns
+locally, or whose will has not arrived yet, slows nobody down. Time comes in as an argument: tests need no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+PATIENCE = 2  # batches a live device may miss before the others stop waiting for it
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One window's activations, decoded and checked."""
+
+    device: str
+    boot: str
+    step: int
+    part: int
+    last: bool
+    cut: int
+    weights_version: int
+    deadline_s: float
+    segment: int
+    window_index: int
+    time_s: float
+    room: str
+    activations: Tensor  # [2, *activation_shape(cut)]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a part is not computed with: ``late``, ``stale`` or ``rejected``, and the reason in words."""
+
+    result: str
+    reason: str
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One live device's place in the batch being gathered."""
+
+    boot: str
+    step: int = -1
+    closed_step: int = -1
+    missed: int = 0
+    parts: dict[int, Part] = field(default_factory=dict)
+
+    def complete(self) -> bool:
+        last = [part.part for part in self.parts.values() if part.last]
+        return bool(last) and len(self.parts) == last[0] + 1
+
+
+class Batcher:
+    """The batch being gathered. ``expected_devices`` live devices are awaited before the first batch may close."""
+
+    def __init__(self, *, max_lag: int, parts_per_step: int, expected_devices: int = 0) -> None:
+        self._max_lag = max_lag
+        self._parts_per_step = parts_per_step
+        self._expected = expected_devices
+        self._seats: dict[str, _Seat] = {}
+        self._newest_s = 0.0
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """The devices that have joined and not left, in order of name."""
+        return tuple(sorted(self._seats))
+
+    def join(self, device: str, boot: str) -> None:
+        """A device is ready; a new boot of it makes its earlier parts void."""
+        seat = self._seats.get(device)
+        if seat is None or seat.boot != boot:
+            self._seats[device] = _Seat(boot)
+
+    def leave(self, device: str) -> None:
+        """A device is gone; the parts it sent are dropped and nobody waits for it."""
+        self._seats.pop(device, None)
+
+    def add(self, part: Part, *, now_s: float, weights_version: int) -> Refusal | None:
+        """Take a part, or say why not."""
+        seat = self._seats.get(part.device)
+        if seat is None or seat.boot != part.boot:
+            return Refusal("rejected", "this boot of the device is not known as ready")
+        if part.part >= self._parts_per_step:
+            return Refusal("rejected", f"part {part.part} of a step of {self._parts_per_step}")
+        if part.step <= seat.closed_step or part.step < seat.step:
+            return Refusal("late", f"step {part.step} was closed, step {max(seat.step, seat.closed_step)} is the newest")
+        lag = weights_version - part.weights_version
+        if lag > self._max_lag or lag < 0:
+            return Refusal("stale", f"computed with version {part.weights_version}, now at {weights_version}")
+        if part.step > seat.step:
+            seat.parts.clear()
+            seat.step = part.step
+        seat.parts[part.part] = part
+        seat.missed = 0
+        self._newest_s = now_s
+        self._expected = 0 if len(self._seats) >= self._expected else self._expected
+        return None
+
+    def due(self, now_s: float) -> bool:
+        """Whether the batch closes now."""
+        waiting = [seat for seat in self._seats.values() if seat.parts]
+        if not waiting:
+            return False
+        if now_s - self._newest_s >= max(part.deadline_s for seat in waiting for part in seat.parts.values()):
+            return True
+        if len(self._seats) < self._expected:
+            return False
+        return all(seat.complete() for seat in self._seats.values() if seat.parts or seat.missed < PATIENCE)
+
+    def seconds_left(self, now_s: float) -> float | None:
+        """Seconds until the deadline closes the batch; None while it is empty."""
+        deadlines = [part.deadline_s for seat in self._seats.values() for part in seat.parts.values()]
+        return max(0.0, self._newest_s + max(deadlines) - now_s) if deadlines else None
+
+    def take(self) -> list[Part]:
+        """Close the batch: its parts by device and number, so that a run repeats whatever order they came in."""
+        batch: list[Part] = []
+        for device in self.live:
+            seat = self._seats[device]
+            if not seat.parts:
+                seat.missed += 1
+                continue
+            batch += [seat.parts[number] for number in sorted(seat.parts)]
+            seat.closed_step = seat.step
+            seat.parts = {}
+        return batch

@@ -1,0 +1,139 @@
+"""What a demonstration run is made of on disk: lists of recordings, and one YAML file each for fleet, trainer and devices.
+
+The demonstration starts the same programs on the same files as a real fleet; whoever wants to see what a configuration
+looks like finds it in the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.dataset import ShardMode, Split, shards
+
+FLEET = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What was asked for on the command line."""
+
+    devices: int
+    windows: int
+    data: Path | None
+    fold: int
+    order: str
+    shard: ShardMode
+    profiles: tuple[str, ...]
+    cut: str
+    codec: str | None
+    encoder: str
+    speed: str
+    seed: int
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DemoFiles:
+    """Where the files of a run are."""
+
+    trainer: Path
+    trainer_state: Path
+    devices: dict[str, Path]
+    device_states: dict[str, Path]
+
+
+def device_names(count: int) -> list[str]:
+    """``device-1`` and so on."""
+    width = len(str(count))
+    return [f"device-{number:0{width}d}" for number in range(1, count + 1)]
+
+
+def write_files(options: DemoOptions, broker_url: str, split: Split | None) -> DemoFiles:
+    """Write every file of the run into ``options.out``.
+
+    Raises:
+        ConfigError: fewer recordings than devices.
+    """
+    folder = options.out / "configs"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = device_names(options.devices)
+    fleet = {"fleet": FLEET, "broker": {"url": broker_url}, "encoder": options.encoder}
+    _write(folder / "fleet.yaml", fleet)
+    _write(folder / "trainer.yaml", _trainer(options))
+    lists = _write_lists(options, split, names)
+    for number, name in enumerate(names):
+        _write(folder / f"{name}.yaml", _device(options, name, number, lists.get(name)))
+    return DemoFiles(
+        trainer=folder / "trainer.yaml",
+        trainer_state=options.out / "trainer",
+        devices={name: folder / f"{name}.yaml" for name in names},
+        device_states={name: options.out / name for name in names},
+    )
+
+
+def windows_of(options: DemoOptions) -> list[int]:
+    """The windows of each device: they add up to what was asked for."""
+    share, rest = divmod(options.windows, options.devices)
+    return [share + (number < rest) for number in range(options.devices)]
+
+
+def _trainer(options: DemoOptions) -> dict[str, Any]:
+    return {
+        "fleet": "fleet.yaml",
+        "state_directory": str(options.out.resolve() / "trainer"),
+        "threads": 2,
+        "seed": options.seed,
+        "schedule": "anneal",
+        "budget_windows": options.windows,
+        "speed": options.speed,
+        "expected_devices": options.devices,
+    }
+
+
+def _device(options: DemoOptions, name: str, number: int, recordings: Path | None) -> dict[str, Any]:
+    seed = options.seed * 1_000 + number
+    source: dict[str, Any] = {"kind": "soundscape", "order": options.order, "seed": seed}
+    if options.data is not None:
+        source = {"kind": "folder", "path": str(options.data.resolve()), "order": options.order, "seed": seed}
+        source["list"] = str(recordings)
+    settings: dict[str, Any] = {
+        "id": name,
+        "fleet": "fleet.yaml",
+        "source": source,
+        "speed": options.speed,
+        "windows": windows_of(options)[number],
+        "splitter": _splitter(options.cut),
+        "state_directory": str(options.out.resolve() / name),
+        "seed": seed,
+    }
+    settings["min_cut"] = min(3, settings["splitter"].get("cut", 3))
+    if options.codec is not None:
+        settings["codec"] = options.codec
+    if options.profiles:
+        settings["profile"] = options.profiles[number % len(options.profiles)]
+    return settings
+
+
+def _splitter(cut: str) -> dict[str, Any]:
+    return {"kind": "fixed", "cut": int(cut)} if cut.isdigit() else {"kind": cut}
+
+
+def _write_lists(options: DemoOptions, split: Split | None, names: Sequence[str]) -> dict[str, Path]:
+    if split is None:
+        return {}
+    folder = options.out.resolve() / "recordings"
+    folder.mkdir(parents=True, exist_ok=True)
+    lists = {}
+    for name, shard in zip(names, shards(split.training, len(names), options.shard, options.seed), strict=True):
+        lists[name] = folder / f"{name}.txt"
+        lists[name].write_text("".join(f"{clip.relative}\n" for clip in shard), encoding="utf-8")
+    return lists
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -1,0 +1,44 @@
+"""When devices are asked for their change, and when the merge happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class MergePlan:
+    """Counts batches; every ``merge_every`` of them it collects changes, until all are in or ``deadline_s`` has passed."""
+
+    def __init__(self, *, merge_every: int, deadline_s: float) -> None:
+        self._merge_every = merge_every
+        self._deadline_s = deadline_s
+        self._batches = 0
+        self._trained: set[str] = set()
+        self._asked: set[str] = set()
+        self._until_s: float | None = None
+
+    def closed(self, devices: Iterable[str], *, now_s: float) -> set[str]:
+        """A batch was computed for ``devices``; returns those whose answer shall ask for their change."""
+        devices = set(devices)
+        self._batches += 1
+        self._trained |= devices
+        if self._until_s is None and self._batches >= self._merge_every:
+            self._until_s = now_s + self._deadline_s
+        if self._until_s is None:
+            return set()
+        asking = devices - self._asked
+        self._asked |= asking
+        return asking
+
+    def due(self, *, live: Sequence[str], offered: Sequence[str], now_s: float) -> bool:
+        """Whether to merge now. A device that has gone away is not waited for."""
+        if self._until_s is None:
+            return False
+        awaited = (self._trained & set(live)) - set(offered)
+        return not awaited or now_s >= self._until_s
+
+    def merged(self) -> None:
+        """A version was made; counting starts anew."""
+        self._batches = 0
+        self._trained = set()
+        self._asked = set()
+        self._until_s = None

@@ -1,0 +1,160 @@
+"""What a run writes down: one JSON line per step, and the same as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "metrics.jsonl"
+
+METRICS: dict[str, str] = {
+    "step": "optimizer step of the trainer, from 1 within a run",
+    "windows": "windows trained so far in the run, all devices together",
+    "weights_version": "version of the weights the step started from",
+    "loss_total": "the Hybrid Loss: task + weighted sliced Wasserstein + weighted Laplacian",
+    "loss_task": "contrastive task loss (InfoNCE), mean over the windows of the batch",
+    "loss_task_normalised": "task loss divided by ln(number of candidates): 1 is guessing, 0 is perfect",
+    "loss_sw": "sliced Wasserstein term before its weight: distance of the projections from the uniform sphere",
+    "loss_laplacian": "Laplacian term before its weight: how much neighbours in time differ",
+    "effective_rank": "effective rank of the batch's embeddings (trainer.quality): 1 is a collapsed encoder",
+    "alignment": "mean squared distance between the two views' projections: 0 is perfect",
+    "uniformity": "log of the mean Gaussian potential between projections: 0 is collapsed, lower is better spread",
+    "learning_rate": "learning rate of the step",
+    "devices": "devices with at least one window in the batch",
+    "quantisation_error": "relative L2 error of the gradients sent back, by their quantisation",
+    "seconds": "time from the closed batch to its last gradient handed to the link",
+}
+"""Every metric and what it means: the README's table and TensorBoard's tags."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """One optimizer step of the trainer; `METRICS` says what each field means. None: not measured in this step."""
+
+    step: int
+    windows: int
+    weights_version: int
+    loss_total: float
+    loss_task: float
+    loss_task_normalised: float
+    loss_sw: float
+    loss_laplacian: float
+    effective_rank: float | None
+    alignment: float | None
+    uniformity: float | None
+    learning_rate: float
+    devices: int
+    quantisation_error: float | None
+    seconds: float
+
+
+def normalised_task_loss(task_loss: float, candidates: float) -> float:
+    """``task_loss`` / ln(``candidates``), NaN where an anchor had fewer than two candidates."""
+    return task_loss / math.log(candidates) if candidates > 1.0 else math.nan
+
+
+class MetricsLog:
+    """Writes `StepMetrics` into ``directory``, to ``metrics.jsonl`` and as TensorBoard events.
+
+    Opening removes a line torn by a kill and every step from ``next_step`` on, which a resumed run does again.
+    """
+
+    def __init__(self, directory: Path, *, next_step: int = 1, tensorboard: bool = True) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / FILE_NAME
+        _truncate(self.path, next_step)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._events = _open_events(directory, next_step) if tensorboard else None
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Append one step; the line is with the operating system when this returns."""
+        values = {name: _finite(getattr(metrics, name)) for name in METRICS}
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        if self._events is not None:
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self._events.add_scalar(name, value, metrics.step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """Read a ``metrics.jsonl``, also one that is being written or was torn by a kill: stops at the first bad line.
+
+    A loss that was not finite reads back as NaN.
+    """
+    if not path.exists():
+        return []
+    return [_metrics(values) for values, _ in _lines(path.read_bytes())]
+
+
+def _lines(content: bytes) -> list[tuple[dict[str, Any], bytes]]:
+    """The whole lines of a file, parsed and raw, up to the first that is torn or not ours."""
+    good = []
+    for line in content.splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or not isinstance(values, dict) or set(values) != set(METRICS):
+            break
+        good.append((values, line))
+    return good
+
+
+def _truncate(path: Path, next_step: int) -> None:
+    """Keep the steps before ``next_step``; replaced atomically, so that a kill right here loses nothing."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    kept = b"".join(line for values, line in _lines(content) if values["step"] < next_step)
+    if kept == content:
+        return
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _metrics(values: dict[str, Any]) -> StepMetrics:
+    optional = {field.name for field in fields(StepMetrics) if "None" in str(field.type)}
+    known: dict[str, Any] = {
+        name: math.nan if value is None and name not in optional else value for name, value in values.items()
+    }
+    return StepMetrics(**known)
+
+
+def _finite(value: float | None) -> float | None:
+    # NaN is not JSON; null keeps the file readable by every tool.
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _open_events(directory: Path, next_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import: only who writes events pays
+    except ImportError as error:
+        log.warning("no TensorBoard events: %s", error)
+        return None
+    return SummaryWriter(log_dir=str(directory / "tensorboard"), purge_step=next_step)

@@ -1,0 +1,82 @@
+"""What a trainer saves and where it goes on: everything that training changes, in one checkpoint."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from common.block_optimizer import BlockOptimizers
+from common.encoder import Encoder
+from common.mixture_memory import MixtureMemory
+from trainer.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The objects that training changes."""
+
+    encoder: Encoder
+    optimizers: BlockOptimizers
+    mixture: MixtureMemory
+    directions: torch.Generator
+    rounding: torch.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come. ``ranks``: effective ranks of the accepted merges, for the collapse guard."""
+
+    run: str
+    weights_version: int
+    steps: int
+    windows: int
+    ranks: tuple[float, ...]
+
+
+def fresh_run() -> Progress:
+    """The beginning of a run with an identity of its own."""
+    return Progress(secrets.token_hex(8), -1, 0, 0, ())
+
+
+def to_checkpoint(
+    state: State,
+    run: str,
+    fingerprint: str,
+    encoder_name: str,
+    weights_version: int,
+    steps: int,
+    windows: int,
+    ranks: tuple[float, ...],
+) -> Checkpoint:
+    """Everything of ``state`` as plain data."""
+    rest: dict[str, object] = {
+        "optimizers": state.optimizers.state_dict(),
+        "mixture": state.mixture.state_dict(),
+        "directions": state.directions.get_state(),
+        "rounding": state.rounding.get_state(),
+        "ranks": list(ranks),
+    }
+    return Checkpoint(
+        run=run,
+        fingerprint=fingerprint,
+        encoder_name=encoder_name,
+        encoder=state.encoder.state_dict(),
+        state=rest,
+        weights_version=weights_version,
+        steps=steps,
+        windows=windows,
+    )
+
+
+def restore(saved: Checkpoint, state: State) -> Progress:
+    """Put ``state`` where the checkpoint stood."""
+    rest: dict[str, Any] = saved.state
+    state.encoder.load_state_dict(saved.encoder)
+    state.optimizers.load_state_dict(rest["optimizers"])
+    state.mixture.load_state_dict(rest["mixture"])
+    state.directions.set_state(rest["directions"])
+    state.rounding.set_state(rest["rounding"])
+    return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]))

@@ -1,0 +1,133 @@
+"""Turns what the devices and the trainer wrote down into one report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.split import WINDOW_BYTES
+from trainer.metrics import FILE_NAME, StepMetrics, read_metrics
+from trainer.report import ByteCounts, Latencies, Probe, Report, Series, Setting, StepCounts, first_last, percentiles
+
+
+@dataclass(slots=True)
+class DeviceRun:
+    """One device's journal, added up."""
+
+    windows: int = 0
+    sent: int = 0
+    results: Counter[str] = field(default_factory=Counter)
+    cuts: Counter[int] = field(default_factory=Counter)
+    path: list[tuple[int, int]] = field(default_factory=list)
+    embedding_ms: list[float] = field(default_factory=list)
+    gradient_ms: list[float] = field(default_factory=list)
+    local_steps: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def read_device(path: Path) -> DeviceRun:
+    """Add up a ``steps.jsonl``; a device that was restarted counts its bytes and windows anew, so each life is added."""
+    run, life_up, life_down, life_windows = DeviceRun(), 0, 0, 0
+    for line in _lines(path):
+        if line["kind"] == "start":
+            run.bytes_up, run.bytes_down, run.windows = run.bytes_up + life_up, run.bytes_down + life_down, run.windows + life_windows
+            life_up = life_down = life_windows = 0
+            continue
+        life_up, life_down, life_windows = line["bytes_up"], line["bytes_down"], line["window"]
+        if line["kind"] == "local":
+            run.local_steps += 1
+        elif line["kind"] == "step":
+            _add_step(run, line)
+    run.bytes_up, run.bytes_down, run.windows = run.bytes_up + life_up, run.bytes_down + life_down, run.windows + life_windows
+    return run
+
+
+def _add_step(run: DeviceRun, line: Mapping[str, Any]) -> None:
+    run.sent += 1
+    run.results[line["result"]] += 1
+    for cut, windows in line["cuts"].items():
+        run.cuts[int(cut)] += windows
+        run.path.append((line["window"], int(cut)))
+    run.embedding_ms += line["embedding_ms"]
+    run.gradient_ms += line["gradient_ms"]
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:  # torn by a kill: the device went on below it
+            continue
+
+
+def build_report(
+    runs: Mapping[str, DeviceRun],
+    trainer_state: Path,
+    *,
+    broker: str,
+    probe: Probe,
+    weights_version: int,
+    wall_s: float,
+    settings: Mapping[str, Setting],
+) -> tuple[Report, Series]:
+    """The report of a run and the series of its picture."""
+    metrics = read_metrics(trainer_state / FILE_NAME)
+    windows = sum(run.windows for run in runs.values())
+    counts = ByteCounts(
+        up=sum(run.bytes_up for run in runs.values()),
+        down=sum(run.bytes_down for run in runs.values()),
+        pcm16=windows * WINDOW_BYTES,
+    )
+    report = Report(
+        broker=broker,
+        devices=len(runs),
+        windows=windows,
+        steps=_step_counts(runs),
+        bytes=counts,
+        latency_ms=Latencies(
+            embedding=percentiles([ms for run in runs.values() for ms in run.embedding_ms]),
+            gradient=percentiles([ms for run in runs.values() for ms in run.gradient_ms]),
+        ),
+        loss=first_last([one.loss_task_normalised for one in metrics]),
+        probe=probe,
+        effective_rank=first_last(_ranks(metrics)),
+        cuts={device: dict(sorted(run.cuts.items())) for device, run in runs.items()},
+        weights_version=weights_version,
+        wall_s=wall_s,
+        settings=settings,
+    )
+    series = Series(
+        loss_steps=[one.step for one in metrics],
+        loss=[one.loss_task_normalised for one in metrics],
+        rank_steps=[one.step for one in metrics if one.effective_rank is not None],
+        rank=_ranks(metrics),
+        cuts={device: run.path for device, run in runs.items()},
+        bytes_up=counts.up,
+        bytes_down=counts.down,
+        pcm16=counts.pcm16,
+    )
+    return report, series
+
+
+def _ranks(metrics: Iterable[StepMetrics]) -> list[float]:
+    return [one.effective_rank for one in metrics if one.effective_rank is not None]
+
+
+def _step_counts(runs: Mapping[str, DeviceRun]) -> StepCounts:
+    results: Counter[str] = Counter()
+    for run in runs.values():
+        results.update(run.results)
+    return StepCounts(
+        sent=sum(run.sent for run in runs.values()),
+        answered=results["answered"],
+        late=results["late"],
+        stale=results["stale"],
+        lost=results["lost"] + results["rejected"],
+    )

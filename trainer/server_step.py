@@ -1,0 +1,112 @@
+"""The server's side of a step: each part joins at its own cut, one pass, one Hybrid Loss, one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.block_optimizer import BlockOptimizers
+from common.contrastive import not_negatives
+from common.encoder import Encoder
+from common.split import block_parameters
+from trainer.batcher import Part
+from trainer.hybrid_loss import HybridLoss, HybridLossResult
+from trainer.temporal_buffer import TemporalBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class ServerResult:
+    """What one batch of N parts gave, in the order of the parts."""
+
+    gradients: list[Tensor]  # of the sum of the windows' losses, [2, *activation_shape(cut)] each, on the CPU
+    terms: HybridLossResult
+    embeddings: Tensor  # view A, [N, D], detached
+    projections: Tensor  # view A then view B, [2, N, d], unit length, detached
+
+
+class ServerStep:
+    """Server segment, loss and optimizer of the trainer."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        optimizers: BlockOptimizers,
+        loss: HybridLoss,
+        buffer: TemporalBuffer,
+        *,
+        false_negative_s: float,
+        directions: torch.Generator,
+        compute: torch.device,
+    ) -> None:
+        self._encoder = encoder
+        self._optimizers = optimizers
+        self._loss = loss
+        self._buffer = buffer
+        self._false_negative_s = false_negative_s
+        self._directions = directions
+        self._compute = compute
+
+    def run(self, parts: Sequence[Part], *, learning_rate: float) -> ServerResult:
+        """Train the server segment on a batch and return what goes back to each part.
+
+        The gradients are of the *sum* over windows, so that every participant can take the mean over its own; the blocks
+        here take the mean over the windows that passed through them (DESIGN section 4, weights).
+        """
+        count = len(parts)
+        leaves = [part.activations.to(self._compute).requires_grad_() for part in parts]
+        embeddings = self._join(parts, leaves)
+        projections = self._encoder.project(embeddings).view(count, 2, -1).transpose(0, 1)
+        terms = self._hybrid(parts, projections)
+        moved = self._moved(parts)
+        self._optimizers.zero(list(moved))
+        terms.total.backward()
+        self._scale(moved, count)
+        self._optimizers.step(list(moved), learning_rate)
+        gradients = [leaf.grad.mul(count).cpu() for leaf in leaves if leaf.grad is not None]
+        assert len(gradients) == count, "a part got no gradient: the loss does not depend on it"
+        view_a = embeddings.view(count, 2, -1)[:, 0]
+        return ServerResult(gradients, terms, view_a.detach().cpu(), projections.detach())
+
+    def _join(self, parts: Sequence[Part], leaves: Sequence[Tensor]) -> Tensor:
+        """Run blocks from the shallowest cut up, adding each part where it was cut; embeddings [2N, D] in order of parts."""
+        order = sorted(range(len(parts)), key=lambda i: parts[i].cut)
+        cuts = sorted({part.cut for part in parts})
+        hidden: Tensor | None = None
+        for start, stop in zip(cuts, [*cuts[1:], self._encoder.depth], strict=True):
+            joining = [leaves[i] for i in order if parts[i].cut == start]
+            hidden = torch.cat(joining if hidden is None else [hidden, *joining])
+            hidden = self._encoder.forward_between(hidden, start, stop)
+        assert hidden is not None
+        back = torch.empty(len(parts), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(parts))
+        return hidden.view(len(parts), 2, -1)[back.to(hidden.device)].flatten(0, 1)
+
+    def _hybrid(self, parts: Sequence[Part], projections: Tensor) -> HybridLossResult:
+        devices = [part.device for part in parts]
+        segments = [part.segment for part in parts]
+        times_s = [part.time_s for part in parts]
+        rooms = [part.room for part in parts]
+        excluded = not_negatives(devices, segments, times_s, rooms, within_s=self._false_negative_s)
+        edges = self._buffer.edges(devices, segments, times_s, projections[0])
+        self._buffer.add(devices, segments, times_s, projections[0])
+        return self._loss(
+            projections[0],
+            projections[1],
+            excluded=excluded.to(self._compute),
+            edges=edges,
+            generator=self._directions,
+        )
+
+    def _moved(self, parts: Sequence[Part]) -> dict[str, int]:
+        """Block name -> number of windows that passed through it here."""
+        through = {str(i): sum(part.cut <= i for part in parts) for i in range(self._encoder.depth)}
+        return {name: windows for name, windows in through.items() if windows} | {"head": len(parts)}
+
+    def _scale(self, moved: dict[str, int], count: int) -> None:
+        for name, windows in moved.items():
+            for parameter in block_parameters(self._encoder, name):
+                if parameter.grad is not None and windows != count:
+                    parameter.grad.mul_(count / windows)

@@ -1,0 +1,128 @@
+"""One batch from closed to answered: server step, counting, gradients out, metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from common import messages
+from common.codec import Codec, EncodedTensor, decode, encode, quantisation_error
+from common.link import Link
+from common.mixture_memory import MixtureMemory
+from common.topics import Topics
+from trainer.batcher import Part, Refusal
+from trainer.merging import MergePlan
+from trainer.metrics import MetricsLog, StepMetrics, normalised_task_loss
+from trainer.quality import alignment, effective_rank, uniformity
+from trainer.server_step import ServerResult, ServerStep
+from trainer.weights import WeightsLedger
+
+
+class Training:
+    """Computes batches and answers them. Used by the training thread only."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        topics: Topics,
+        server_step: ServerStep,
+        ledger: WeightsLedger,
+        mixture: MixtureMemory,
+        plan: MergePlan,
+        log: MetricsLog,
+        gradient_codec: Codec,
+        rounding: torch.Generator,
+        learning_rate_at: Callable[[int], float],
+        steps: int,
+        windows: int,
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._server_step = server_step
+        self._ledger = ledger
+        self._mixture = mixture
+        self._plan = plan
+        self._log = log
+        self._gradient_codec = gradient_codec
+        self._rounding = rounding
+        self._learning_rate_at = learning_rate_at
+        self.steps = steps
+        self.windows = windows
+
+    def train(self, batch: Sequence[Part]) -> None:
+        """One optimizer step of the trainer on ``batch``, and an answer to every part of it."""
+        started_s = time.monotonic()
+        learning_rate = self._learning_rate_at(self.windows)
+        result = self._server_step.run(batch, learning_rate=learning_rate)
+        self._ledger.count(batch)
+        self._mixture.update(result.projections[0])
+        asking = self._plan.closed({part.device for part in batch}, now_s=started_s)
+        error = self._answer(batch, result, learning_rate, asking)
+        self.steps += 1
+        self.windows += len(batch)
+        self._write(batch, result, learning_rate, error, time.monotonic() - started_s)
+
+    def _answer(
+        self, batch: Sequence[Part], result: ServerResult, learning_rate: float, asking: set[str]
+    ) -> float:
+        """Publish every gradient; returns the mean relative error of their quantisation."""
+        errors = []
+        for part, gradient, loss in zip(batch, result.gradients, result.terms.per_window.tolist(), strict=True):
+            encoded = encode(gradient, self._gradient_codec, self._rounding)
+            errors.append(quantisation_error(gradient, decode(encoded)))
+            self._publish(part, "ok", "", loss, learning_rate, part.device in asking, encoded)
+        return sum(errors) / len(errors)
+
+    def refuse(self, part: Part, refusal: Refusal) -> None:
+        """Tell a device why its part was not computed with."""
+        self._publish(part, refusal.result, refusal.reason, None, 0.0, False, None)
+
+    def _publish(
+        self,
+        part: Part,
+        result: str,
+        reason: str,
+        loss: float | None,
+        learning_rate: float,
+        merge: bool,
+        tensor: EncodedTensor | None,
+    ) -> None:
+        answer = messages.Gradient(
+            boot=part.boot,
+            step=part.step,
+            part=part.part,
+            result=result,
+            reason=reason,
+            loss=loss,
+            learning_rate=learning_rate,
+            merge=merge,
+            tensor=tensor,
+        )
+        self._link.publish(self._topics.gradient(part.device), messages.encode(answer))
+
+    def _write(
+        self, batch: Sequence[Part], result: ServerResult, learning_rate: float, error: float, seconds: float
+    ) -> None:
+        terms = result.terms
+        view_a, view_b = result.projections[0], result.projections[1]
+        metrics = StepMetrics(
+            step=self.steps,
+            windows=self.windows,
+            weights_version=self._ledger.version,
+            loss_total=float(terms.total),
+            loss_task=float(terms.task),
+            loss_task_normalised=normalised_task_loss(float(terms.task), terms.candidates),
+            loss_sw=float(terms.sliced_wasserstein),
+            loss_laplacian=float(terms.laplacian),
+            effective_rank=effective_rank(result.embeddings),
+            alignment=alignment(view_a, view_b),
+            uniformity=uniformity(view_a),
+            learning_rate=learning_rate,
+            devices=len({part.device for part in batch}),
+            quantisation_error=error,
+            seconds=seconds,
+        )
+        self._log.write(metrics)

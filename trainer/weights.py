@@ -1,0 +1,120 @@
+"""Versions of the fleet's weights: who trained which block on how many windows, and how their changes are merged.
+
+``new = master + sum_p w_p * change_p`` for each block, over its participants: each device whose cut lies above it and the
+trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is the participant's share of the windows that the
+trainer counted, discounted by staleness. What is published is rounded to the weights' dtype; the rounding error stays in
+``master`` and is published later.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from common.change_blob import State
+from common.encoder import Encoder
+from common.split import block_state, client_names, load_block, names
+from trainer.batcher import Part
+
+SERVER = ""  # the trainer's own name among the participants: no device can be called this
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A device's change as it arrived."""
+
+    device: str
+    boot: str
+    seq: int
+    base_version: int
+    local_windows: int
+    blocks: dict[str, State]
+
+
+class WeightsLedger:
+    """The merged weights and what has been counted and offered since they were made. ``encoder`` is the live server encoder."""
+
+    def __init__(self, encoder: Encoder, *, version: int, discount: float, local_cap: int) -> None:
+        self._encoder = encoder
+        self._discount = discount
+        self._local_cap = local_cap
+        self._master = {name: block_state(encoder, name) for name in names(encoder)}
+        self._windows: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._offered: dict[str, Contribution] = {}
+        self.merged: dict[str, tuple[str, int]] = {}
+        self.version = version
+
+    def count(self, parts: Sequence[Part]) -> None:
+        """Count a batch: each part for its device below its cut and for the trainer from there on."""
+        every = names(self._encoder)
+        for part in parts:
+            own = client_names(part.cut)
+            for name in every:
+                self._windows[name][part.device if name in own else SERVER] += 1
+
+    def offer(self, contribution: Contribution) -> None:
+        """Take a device's whole unsent change; a newer one replaces it."""
+        self._offered[contribution.device] = contribution
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The devices whose change waits for the next merge."""
+        return tuple(sorted(self._offered))
+
+    def preview(self) -> dict[str, State]:
+        """What the next merge would make of every block; nothing is changed."""
+        return {name: self._merged_block(name) for name in names(self._encoder)}
+
+    def commit(self, merged: dict[str, State]) -> None:
+        """Make ``merged`` the next version and start counting anew for those that took part."""
+        self._master = {name: {key: value.clone() for key, value in state.items()} for name, state in merged.items()}
+        self._next_version()
+
+    def refuse(self) -> None:
+        """Publish the last good weights again instead: devices drop the refused change when they see it in ``merged``."""
+        self._next_version()
+
+    def _next_version(self) -> None:
+        for name, state in self._master.items():
+            load_block(self._encoder, name, state)
+        self.merged = {one.device: (one.boot, one.seq) for one in self._offered.values()}
+        self._forget([SERVER, *self._offered])
+        self.version += 1
+
+    def _forget(self, participants: Iterable[str]) -> None:
+        for participant in participants:
+            for counted in self._windows.values():
+                counted.pop(participant, None)
+        self._offered = {}
+
+    def _merged_block(self, name: str) -> State:
+        master = self._master[name]
+        weights = self._weights(name)
+        total = sum(weights.values())
+        if set(weights) <= {SERVER}:
+            return block_state(self._encoder, name)
+        merged = {key: value.clone() for key, value in master.items()}
+        for participant, weight in weights.items():
+            change = self._change(participant, name)
+            for key, value in merged.items():
+                value.add_(change[key], alpha=weight / total)
+        return merged
+
+    def _change(self, participant: str, name: str) -> State:
+        if participant != SERVER:
+            return self._offered[participant].blocks[name]
+        live, master = block_state(self._encoder, name), self._master[name]
+        return {key: live[key] - master[key] for key in live}
+
+    def _weights(self, name: str) -> dict[str, float]:
+        """Participant -> windows, discounted by how many versions old its base is."""
+        counted = self._windows[name]
+        weights = {SERVER: float(counted[SERVER])} if counted.get(SERVER) else {}
+        for device in self.offered:
+            offer = self._offered[device]
+            if name in offer.blocks:
+                local = min(offer.local_windows, self._local_cap)
+                lag = max(0, self.version - offer.base_version)
+                weights[device] = (counted.get(device, 0) + local) * self._discount**lag
+        return {participant: weight for participant, weight in weights.items() if weight > 0.0}
