@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from broker.start import LOOPBACK, open_broker
@@ -39,17 +40,15 @@ def _until(ended: threading.Event, pid: int | None) -> int:
     return 0
 
 
-def main() -> int:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
     parser.add_argument("--broker", default="auto", help='"auto", "embedded" or "mosquitto"')
     parser.add_argument("--host", default=LOOPBACK, help="the embedded broker takes loopback addresses only")
     parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
     parser.add_argument("--directory", type=Path, default=None, help="where configuration and log go")
-    arguments = parser.parse_args()
-    return run(
-        choice=arguments.broker, host=arguments.host, port=arguments.port, directory=arguments.directory
-    )
+    arguments = parser.parse_args(argv)
+    return run(choice=arguments.broker, host=arguments.host, port=arguments.port, directory=arguments.directory)
 
 
 if __name__ == "__main__":

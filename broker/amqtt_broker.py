@@ -1,9 +1,11 @@
-"""amqtt 0.12 made fit for hundreds of messages a second of 5 to 64 KiB. Read in its source and tried, it would otherwise:
+"""amqtt 0.12 made fit for hundreds of messages a second of 5 to 64 KiB.
 
-- answer an MQTT 5 CONNECT that carries a will with silence: here it is refused at its first bytes, and a client falls back at once;
+Read in its source and tried, it would otherwise:
+
+- answer an MQTT 5 CONNECT that carries a will with silence: here its first bytes are refused, and a client falls back;
 - send every connecting client the retained messages of everybody's subscriptions: here only those of its own;
-- let a client's own publishes wait while it is sent retained messages, all at once: here they go one after another, in order;
-- make every message to a slow client a task that waits without bound: here the waiting bytes are bounded, the newest dropped;
+- let a client's own publishes wait while it is sent retained messages, all at once: here these go behind, in order;
+- make every message to a slow client a task that waits, without bound: here bounded by bytes, the newest dropped;
 - format every payload, for each delivery, into a debug line that nobody reads;
 - leave the first of two clients of one id connected: here the first is cut, and its will published;
 - take packets of any size, never drop a silent client, and wait for ever for a stalled one when closing.
@@ -38,7 +40,7 @@ UNACCEPTABLE_PROTOCOL = b"\x20\x02\x00\x01"
 log = logging.getLogger("streamsplit.broker")
 
 
-class LoopbackBroker(Broker):
+class LoopbackBroker(Broker):  # type: ignore[misc]  # amqtt is not typed
     """An amqtt broker for one machine, without passwords. ``port`` 0 takes a free one; ``start`` binds it."""
 
     def __init__(self, *, host: str, port: int) -> None:
@@ -186,8 +188,8 @@ class _Outbox:
             log.debug("%s: %s not delivered: %r", self._client_id, topic, error)
 
 
-class _Reader(StreamReaderAdapter):
-    """Gives back the bytes looked at first, bounds packets, notices silence, and reads no further than the broker can follow."""
+class _Reader(StreamReaderAdapter):  # type: ignore[misc]  # amqtt is not typed
+    """Gives back what was looked at first, bounds packets, notices silence, reads no faster than the broker follows."""
 
     def __init__(self, reader: asyncio.StreamReader, start: bytes) -> None:
         super().__init__(reader)
@@ -197,14 +199,17 @@ class _Reader(StreamReaderAdapter):
 
     async def read(self, n: int = -1) -> bytes:
         if self._start and n > 0:
-            data, self._start = self._start[:n], self._start[n:]
-            return data if len(data) == n else data + await super().read(n - len(data))
+            first, self._start = self._start[:n], self._start[n:]
+            return first if len(first) == n else first + bytes(await super().read(n - len(first)))
         self._check(n)
-        while self.session is not None and self.session.delivered_message_queue.qsize() > MAX_UNREAD_MESSAGES:
+        while self._behind():  # noqa: ASYNC110 - amqtt's queue tells nobody when it shrinks
             await asyncio.sleep(0.001)
-        data = await super().read(n)
+        data: bytes = await super().read(n)
         self._heard_s = asyncio.get_running_loop().time()
         return data
+
+    def _behind(self) -> bool:
+        return self.session is not None and self.session.delivered_message_queue.qsize() > MAX_UNREAD_MESSAGES
 
     def _check(self, n: int) -> None:
         silence_s = asyncio.get_running_loop().time() - self._heard_s
@@ -216,7 +221,7 @@ class _Reader(StreamReaderAdapter):
             raise ConnectionAbortedError(msg)
 
 
-class _Writer(StreamWriterAdapter):
+class _Writer(StreamWriterAdapter):  # type: ignore[misc]  # amqtt is not typed
     """Closes also when the client reads nothing any more."""
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """The embedded broker: amqtt in a process of its own, MQTT 3.1.1, loopback only, dying with its parent.
 
-``running`` starts it as a child; ``python -m broker.embedded`` is that child. What amqtt 0.12 would do otherwise, and why we
-change it, stands in ``broker/amqtt_broker.py``.
+``running`` starts it as a child; ``python -m broker.embedded`` is that child. What amqtt 0.12 would do otherwise, and
+why we change it, stands in ``broker/amqtt_broker.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broker.child import START_TIMEOUT_S, check_free, ended_at_exit
@@ -23,14 +24,13 @@ from common.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PARENT_CHECK_S = 0.25
 
 
 @contextlib.contextmanager
 def running(*, directory: Path, host: str, port: int | None) -> Iterator[tuple[int, int]]:
-    """An embedded broker that accepts connections; yields (process id, port). Raises ConfigError where it cannot start."""
+    """An embedded broker that accepts connections; yields (process id, port). Raises ConfigError where it cannot be."""
     if port is not None:
         check_free(host, port)
     log_path = directory / "embedded.log"
@@ -41,7 +41,7 @@ def running(*, directory: Path, host: str, port: int | None) -> Iterator[tuple[i
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
         )
     with ended_at_exit(process):
         port_used = _ready_port(process)
@@ -54,7 +54,7 @@ def running(*, directory: Path, host: str, port: int | None) -> Iterator[tuple[i
 
 def _ready_port(process: subprocess.Popen[bytes]) -> int | None:
     """The port from the child's ``ready PORT`` line, or None when it ended or took too long."""
-    assert process.stdout is not None  # noqa: S101 - stdout=PIPE
+    assert process.stdout is not None
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=lambda out: lines.put(out.readline()), args=(process.stdout,), daemon=True).start()
     try:

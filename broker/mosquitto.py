@@ -82,7 +82,7 @@ def _watcher() -> Iterator[IO[bytes]]:
         ["/bin/sh", "-c", WATCH], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
     )
     pipe = watcher.stdin
-    assert pipe is not None  # noqa: S101 - stdin=PIPE
+    assert pipe is not None
     try:
         yield pipe
     finally:

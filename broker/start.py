@@ -1,4 +1,4 @@
-"""A broker for this run: somebody else's by URL, a Mosquitto of our own, or the embedded one. Ours die with their parent."""
+"""A broker for this run: somebody else's by URL, a Mosquitto, or the embedded one. Ours die with their parent."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def open_broker(choice: str, *, directory: Path, port: int | None = None, host: 
 
     ``choice``: "auto" (a Mosquitto if there is one, else embedded), "embedded", "mosquitto", or a URL, which starts
     nothing. ``directory`` receives configuration and log. ``port`` None takes a free one; a port just left by a killed
-    broker can be taken again. Raises ConfigError for an unknown choice, a missing Mosquitto, a port in use, or an embedded
-    broker on anything but loopback.
+    broker can be taken again. Raises ConfigError for an unknown choice, a missing Mosquitto, a port in use, or an
+    embedded broker on anything but loopback.
     """
     if "://" in choice:
         BrokerAddress.parse(choice)

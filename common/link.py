@@ -1,4 +1,4 @@
-"""One end of an MQTT connection, as the program sees it: queues, retained topics, counters; it never blocks on the network.
+"""One end of an MQTT connection, as the program sees it: queues, retained topics, counters, no waiting for the network.
 
 The network side, and all knowledge of paho, is ``common/link_connection.py``.
 """
@@ -22,9 +22,11 @@ __all__ = ["Incoming", "Link", "LinkBroken", "LinkCounters", "Tls"]
 class Link:
     """A connection to the broker that comes back by itself.
 
-    ``is_data(topic)`` decides between the bounded data queue and the control queue. ``will`` is published, retained, when this end
-    dies without ``stop``. ``on_connect_retain(connects)`` is asked in the network thread at every connect for a (topic, payload) to
-    publish retained before anything else: a status whose ``seq`` grows. Raises ConfigError for a URL or TLS files that cannot be used.
+    ``is_data(topic)`` decides between the bounded data queue and the control queue. ``will`` is published, retained,
+    when this end dies without ``stop``. ``on_connect_retain(connects)`` is asked in the network thread at every connect
+    for a (topic, payload) to publish retained before anything else: a status whose ``seq`` grows. What the two
+    functions raise breaks the link: it comes out of the next ``receive`` or ``publish`` as LinkBroken.
+    Raises ConfigError for a URL or TLS files that cannot be used.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Link:
         self._connection.thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
-        """Give waiting messages (large sets excepted) up to ``timeout_s``, disconnect cleanly (no will), end the thread."""
+        """Give waiting messages (not large sets) up to ``timeout_s``, disconnect without a will, end the thread."""
         if self._state.stopping.is_set():
             return
         self._state.flush_until_s = time.monotonic() + timeout_s
@@ -138,9 +140,10 @@ class Link:
         self._state.want(topic_filter, None)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, expiry_s: float | None = None) -> bool:
-        """Queue a message; False when it was dropped (and counted) at once: no connection for QoS 0, no room for QoS 1, too large.
+        """Queue a message. False, and counted: no connection (QoS 0), no room (QoS 1), or larger than the broker takes.
 
-        QoS 1 waits for a connection, bounded. ``expiry_s`` counts here and, on MQTT 5, in the broker. Raises LinkBroken.
+        QoS 1 waits for a connection, bounded. ``expiry_s`` counts here and, on MQTT 5, in the broker.
+        Raises LinkBroken, and ValueError for what is no topic.
         """
         state = self._state
         self._check(topic)
@@ -164,9 +167,9 @@ class Link:
         self._state.bell.ring()
 
     def retain_many(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Like ``retain`` for a large set: sent in this order, paced, behind data and QoS 1, whole again at every connect.
+        """Like ``retain`` for a large set: sent in this order, paced, behind data and QoS 1; again at every connect.
 
-        A newer set replaces what an older one has not sent yet of the same topics; what else is left of the older goes first.
+        A newer set replaces what an older one has not sent yet of the same topics; the rest of the older goes first.
         """
         for topic, _ in entries:
             self._check(topic)

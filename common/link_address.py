@@ -78,13 +78,15 @@ class Backoff:
     def __init__(self, *, first_s: float = 0.5, cap_s: float = 30.0, source: random.Random | None = None) -> None:
         self._first_s, self._cap_s = first_s, cap_s
         # Two devices that lose one broker must not come back in step: seeded by the operating system, not by the run.
-        self._random = source or random.Random()  # noqa: S311
+        self._random = source or random.Random()
         self._failures = 0
 
     def next_s(self) -> float:
+        """How long to wait after one more failure."""
         ceiling_s = min(self._cap_s, self._first_s * 2.0 ** min(self._failures, 32))
         self._failures += 1
         return self._random.uniform(ceiling_s / 2, ceiling_s)
 
     def reset(self) -> None:
+        """A success: the next wait is a first one."""
         self._failures = 0

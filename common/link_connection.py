@@ -1,8 +1,8 @@
 """The network side of a link, and the only file that knows paho.
 
-One thread owns the socket: it connects, subscribes and re-publishes what is retained at every connect, hands paho the next message
-only when the socket has taken the one before (paho's own QoS 0 queue has no bound), and is the one loop that reconnects. paho is
-driven without its threads, so none of its locks is ever taken from outside.
+One thread owns the socket: it connects, subscribes and re-publishes what is retained at every connect, hands paho the
+next message only when the socket has taken the one before (paho's own QoS 0 queue has no bound), and is the one loop
+that reconnects. paho is driven without its threads, so none of its locks is ever taken from outside.
 MQTT 5 first; 3.1.1 where the broker refuses it or does not answer, and what worked is remembered.
 """
 
@@ -125,14 +125,14 @@ class Connection:
 
     @property
     def protocol(self) -> str:
-        """ "5" or "3.1.1"."""
+        """The MQTT version: "5" or "3.1.1"."""
         return "5" if self._protocol == MQTT_5 else "3.1.1"
 
     def _run(self) -> None:
         state = self._state
         try:
             self._keep_connected()
-        except BaseException as error:  # noqa: BLE001 - handed to the owner's threads, which raise it
+        except BaseException as error:  # handed to the owner's threads, which raise it
             log.exception("%s: the network thread died", state.client_id)
             state.broken = error
         self._client.abort()
@@ -308,6 +308,8 @@ class Connection:
     def _on_disconnect(self, _c: Any, _u: Any, _f: Any, reason: ReasonCode, _p: Any) -> None:
         if reason.is_failure and self._state.connected:
             self._state.last_error = f"{self._where()}: {reason}"
+        elif not self._answered:
+            self._state.last_error = f"{self._where()}: closed the connection before CONNACK"
 
     def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
         incoming = Incoming(message.topic, bytes(message.payload), message.retain, time.monotonic())

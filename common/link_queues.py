@@ -1,7 +1,7 @@
 """The queues on both sides of the link: pure, thread-safe, bounded, and tested without a broker.
 
-Inbound there are two: *data* (bounded, drops its oldest, counts the drops) and *control* (the latest message of each topic,
-never dropped, in the order in which those latest messages arrived, so that a manifest follows the chunks it describes).
+Inbound there are two: *data* (bounded, drops its oldest, counts the drops) and *control* (the latest message of each
+topic, never dropped, in the order in which those latest messages arrived, so a manifest follows its chunks).
 Outbound there are four classes: single retained topics, data (QoS 0), acknowledged (QoS 1), and large retained sets.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# After this many messages of one class the next lower class gets a turn, so that a saturated link never starves the weights.
+# After this many messages of one class the next lower class gets a turn: a saturated link must not starve the weights.
 TURNS = 8
 
 
@@ -41,6 +41,7 @@ class Outgoing:
     expires_s: float | None = None
 
     def expired(self, now_s: float) -> bool:
+        """True when nobody wants it any more."""
         return self.expires_s is not None and now_s >= self.expires_s
 
 
@@ -64,6 +65,7 @@ class InboundQueues:
         return self._dropped
 
     def put_data(self, message: Incoming) -> None:
+        """Append; a full queue drops its oldest."""
         with self._changed:
             if len(self._data) >= self._capacity:
                 self._data.popleft()
@@ -72,6 +74,7 @@ class InboundQueues:
             self._changed.notify_all()
 
     def put_control(self, message: Incoming) -> None:
+        """Append, in place of an unread message of the same topic."""
         with self._changed:
             self._control.pop(message.topic, None)
             self._control[message.topic] = message
@@ -98,9 +101,11 @@ class InboundQueues:
         return self._take(timeout_s, control=True, data=True)
 
     def take_control(self, timeout_s: float) -> Incoming | None:
+        """Like ``take``, control only."""
         return self._take(timeout_s, control=True, data=False)
 
     def take_data(self, timeout_s: float) -> Incoming | None:
+        """Like ``take``, data only."""
         return self._take(timeout_s, control=False, data=True)
 
     def _take(self, timeout_s: float, *, control: bool, data: bool) -> Incoming | None:
@@ -128,8 +133,8 @@ class InboundQueues:
 class OutboundQueues:
     """Messages waiting for the socket, by class. Any thread may offer; the network thread takes.
 
-    Order of service: single retained topics (status, settings: small and rare), data, acknowledged, large retained sets;
-    a lower class gets one turn in every ``TURNS`` + 1 however busy a higher one is.
+    Order of service: single retained topics (status, settings: small and rare), data, acknowledged, large retained
+    sets; data and acknowledged messages leave one turn in ``TURNS`` + 1 to what is below them.
     """
 
     def __init__(self, *, data_capacity: int, acknowledged_capacity: int, clock: Callable[[], float]) -> None:
@@ -156,6 +161,7 @@ class OutboundQueues:
         return len(self._sets)
 
     def empty(self, *, sets_too: bool) -> bool:
+        """True when nothing waits, large sets counted or not."""
         return not (self._data or self._acknowledged or self._singles or (sets_too and self._sets))
 
     def offer_data(self, message: Outgoing) -> None:
@@ -186,6 +192,7 @@ class OutboundQueues:
             self._dropped += 1
 
     def retain(self, topic: str, payload: bytes) -> None:
+        """A single retained topic, due now and at every ``republish``."""
         with self._lock:
             self._forget(topic)
             self._retained_singles[topic] = payload

@@ -1,4 +1,4 @@
-"""What the two sides of a link share: queues, subscriptions, counters, and the bell that wakes the network thread. No paho here."""
+"""What the two sides of a link share: queues, subscriptions, counters, and the bell that wakes the network thread."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class LinkBroken(RuntimeError):
 class LinkCounters:
     """What went through the link since ``start``. Bytes are MQTT's, framing included, as the socket took and gave them.
 
-    ``dropped_in``: data pushed out unread. ``dropped_out``: pushed out, expired, offered while disconnected or without room.
-    ``refused``: PUBACKs with a failure code, refused subscriptions, publishes above the broker's limit; ``refusals`` by reason.
+    ``dropped_in``: data pushed out unread. ``dropped_out``: pushed out, expired, offered without connection or room.
+    ``refused``: PUBACKs with a failure code, refused subscriptions, publishes above the broker's limit; by reason in
+    ``refusals``. ``last_error`` is what went wrong since the last connect.
     """
 
     bytes_up: int = 0

@@ -141,3 +141,30 @@ def _cells(row: CutRow) -> tuple[str, ...]:
     shape = " x ".join(map(str, row.shape))
     counts = (f"{value:,}" for value in (row.up_bytes, row.down_bytes))
     return (str(row.cut), shape, *counts, f"{share:.1%}", f"{row.device_parameters:,}", f"{row.exchange_bytes:,}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``plan-cuts``: print what each cut of an encoder costs on the wire; returns the exit status."""
+    import argparse
+
+    from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec
+    from common.encoder import ENCODERS, build_encoder
+
+    parser = argparse.ArgumentParser(
+        prog="streamsplit plan-cuts",
+        description="For every cut: activation shape, bytes per window and direction, parameters, one weight exchange.",
+    )
+    parser.add_argument("--encoder", choices=ENCODERS, default="mobile")
+    parser.add_argument("--codec", default=DEFAULT_ACTIVATIONS_CODEC, help="of the activations")
+    parser.add_argument("--gradient-codec", default=DEFAULT_GRADIENT_CODEC)
+    parser.add_argument("--weights", choices=VALUE_BYTES, default="fp16", help="number format of weights")
+    given = parser.parse_args(argv)
+    try:
+        codec, gradient_codec = Codec.parse(given.codec), Codec.parse(given.gradient_codec)
+    except ValueError as error:
+        parser.error(str(error))
+    rows = cut_table(
+        build_encoder(given.encoder, seed=0), codec, gradient_codec=gradient_codec, weights_dtype=given.weights
+    )
+    print(format_cut_table(rows))
+    return 0

@@ -58,7 +58,7 @@ class Journal:
 
     def end(self, *, bytes_up: int, bytes_down: int) -> None:
         """The device stops by itself."""
-        self._write(kind="end", windows=self.totals.windows, bytes_up=bytes_up, bytes_down=bytes_down)
+        self._write(kind="end", window=self.totals.windows, bytes_up=bytes_up, bytes_down=bytes_down)
         self._file.close()
 
     def _write(self, **values: object) -> None:

@@ -1,4 +1,4 @@
-"""A device's link made as slow, as far and as unreliable as a profile says: a TCP proxy with a rate, a delay and a switch.
+"""A device's link made as slow, far and unreliable as a profile says: a TCP proxy with a rate, a delay and a switch.
 
 In user space because the usual test machine's kernel has no ``netem``. All connections through one ``ShapedLink`` share
 its rate, as they would share a radio. It also counts the bytes it carries: the reference for a link's own counters.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK_BYTES = 8_192
-# What a sender may have on the way inside the proxy: enough for the rate and the delay, little enough to be pushed back in time.
+# How far ahead of the wire a sender is read: enough to keep the rate, little enough to be pushed back in time.
 AHEAD_S = 0.05
 BUFFER_BYTES = 65_536
 
@@ -113,7 +113,7 @@ class ShapedLink:
         return self._down.carried_bytes
 
     def cut(self, *, silently: bool = False) -> None:
-        """An outage: connections close and new ones are refused; ``silently``, all stay and nothing gets through."""
+        """An outage: connections close, new ones are refused; ``silently``: they stay, nothing gets through."""
         self._call(self._stall if silently else self._close)
 
     def restore(self) -> None:
@@ -165,9 +165,7 @@ class ShapedLink:
         pair.abort()
         self._pairs.discard(pair)
 
-    async def _carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction
-    ) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: _Direction) -> None:
         """One direction of one connection: read, wait for the wire, deliver after the delay."""
         on_the_way: deque[tuple[float, bytes]] = deque()
         filled = asyncio.Event()

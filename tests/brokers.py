@@ -41,8 +41,8 @@ class Links:
         return link
 
     def unconnected(self, client_id: str, *filters: str, qos: int = 1, **options: Any) -> Link:
-        options = {"url": self.broker.url, "is_data": data_topic} | options
-        link = Link(client_id=client_id, **options)
+        settings: dict[str, Any] = {"url": self.broker.url, "is_data": data_topic} | options
+        link = Link(client_id=client_id, **settings)
         for topic_filter in filters:
             link.subscribe(topic_filter, qos)
         return self._stack.enter_context(link)

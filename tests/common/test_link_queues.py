@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.link_address import Backoff, BrokerAddress
-from common.link_queues import TURNS, InboundQueues, Incoming, Outgoing, OutboundQueues
+from common.link_queues import TURNS, InboundQueues, Incoming, OutboundQueues, Outgoing
 
 
 def incoming(topic: str, number: int) -> Incoming:
@@ -247,7 +247,9 @@ def test_a_broker_url_says_where_and_how(url: str, expected: BrokerAddress) -> N
     assert BrokerAddress.parse(url) == expected
 
 
-@pytest.mark.parametrize("url", ["", "host", "http://host", "mqtt://", "mqtt://host:x", "mqtt://host:99999", "mqtt://h/t"])
+@pytest.mark.parametrize(
+    "url", ["", "host", "http://host", "mqtt://", "mqtt://host:x", "mqtt://host:99999", "mqtt://h/t"]
+)
 def test_what_is_no_broker_url_is_refused_with_what_is_expected(url: str) -> None:
     with pytest.raises(ConfigError, match=r"expected mqtt://HOST"):
         BrokerAddress.parse(url)

@@ -52,8 +52,9 @@ def refuse(made: type[object], content: object, field: str) -> None:
 
 
 def test_every_message_type_of_the_module_has_a_case_and_golden_bytes_and_nothing_else_has() -> None:
-    parts_of_messages = {EncodedTensor, messages.ManifestEntry, messages.Limits}
-    defined = {each for each in vars(messages).values() if isinstance(each, type) and dataclasses.is_dataclass(each)}
+    parts_of_messages = {messages.ManifestEntry}
+    here = [each for each in vars(messages).values() if getattr(each, "__module__", "") == messages.__name__]
+    defined = {each for each in here if isinstance(each, type) and dataclasses.is_dataclass(each)}
     assert defined - parts_of_messages == set(MESSAGE_TYPES) == set(CASES)
     assert {path.name for path in GOLDEN.iterdir()} == {golden_file(made).name for made in CASES}
 
@@ -133,7 +134,7 @@ def test_a_missing_field_is_refused_by_name(made: type[object]) -> None:
 
 @TYPES
 def test_a_field_of_another_type_is_refused_by_name(made: type[object]) -> None:
-    wrong_for_all = (msgpack.Timestamp(1), msgpack.ExtType(5, b"x"), math.nan, math.inf, -(2**63), 2**64 - 1)
+    wrong_for_all = (msgpack.Timestamp(1), msgpack.ExtType(5, b"x"), math.nan, math.inf, -1e300)
     for field in MESSAGE_TYPES[made].record.fields:
         for value in (*wrong_for_all, *_wrong_for(raw(CASES[made])[field.key])):
             refuse(made, {**raw(CASES[made]), field.key: value}, rf"^({field.name}|no MessagePack)")

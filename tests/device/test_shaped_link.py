@@ -114,10 +114,13 @@ def test_two_connections_share_the_rate() -> None:
 
 @pytest.mark.parametrize("round_trip_ms", [20.0, 100.0])
 def test_a_message_and_its_answer_take_the_round_trip(round_trip_ms: float) -> None:
-    with served("echo") as target, ShapedLink("127.0.0.1", target, None, None, round_trip_ms) as link:
-        with connect(link.port) as connection:
-            times_s = [round_trip_s(connection) for _ in range(9)]
-    # The lower half: a busy machine adds to a round trip and never takes away. 2 ms: the clock of the event loop.
+    with (
+        served("echo") as target,
+        ShapedLink("127.0.0.1", target, None, None, round_trip_ms) as link,
+        connect(link.port) as connection,
+    ):
+        times_s = [round_trip_s(connection) for _ in range(9)]
+    # The lower quarter: a busy machine adds to a round trip and never takes away. 2 ms: the clock of the event loop.
     assert statistics.quantiles(times_s, n=4)[0] * 1000 == pytest.approx(round_trip_ms, rel=0.05, abs=2.0)
     assert min(times_s) * 1000 >= round_trip_ms * 0.99
 
@@ -128,13 +131,16 @@ def test_delay_does_not_cost_rate() -> None:
 
 
 def test_a_slow_link_pushes_back_instead_of_swallowing() -> None:
-    with served("count") as target, ShapedLink("127.0.0.1", target, 1.0, None, 0.0) as link:
-        with connect(link.port) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
-            connection.settimeout(0.2)
-            with pytest.raises(TimeoutError):
-                connection.sendall(bytes(4_000_000))
-            assert link.bytes_up < 200_000
+    with (
+        served("count") as target,
+        ShapedLink("127.0.0.1", target, 1.0, None, 0.0) as link,
+        connect(link.port) as connection,
+    ):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.sendall(bytes(4_000_000))
+        assert link.bytes_up < 200_000
 
 
 def test_an_outage_closes_connections_and_refuses_new_ones_until_it_ends() -> None:
@@ -167,9 +173,12 @@ def test_a_silent_outage_holds_everything_back_until_it_ends() -> None:
 def test_a_target_that_is_away_looks_like_a_reset() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         closed = probe.getsockname()[1]
-    with ShapedLink("127.0.0.1", closed) as link, connect(link.port) as connection:
-        with contextlib.suppress(ConnectionResetError):
-            assert connection.recv(1) == b""
+    with (
+        ShapedLink("127.0.0.1", closed) as link,
+        connect(link.port) as connection,
+        contextlib.suppress(ConnectionResetError),
+    ):
+        assert connection.recv(1) == b""
 
 
 def test_stopping_twice_is_harmless() -> None:

@@ -1,0 +1,87 @@
+"""``streamsplit <verb>``: the one command. Every verb hands over to the room that does the work."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_CONFIG = 78
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbs: dict[str, tuple[Callable[[list[str]], int], str]] = {
+        "demo": (_demo, "run a whole fleet on this machine and write a report"),
+        "broker": (_broker, "run an MQTT broker in the foreground"),
+        "trainer": (_trainer, "run the trainer of a fleet"),
+        "device": (_device, "run one device of a fleet"),
+        "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
+        "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
+    }
+    parser = argparse.ArgumentParser(
+        prog="streamsplit",
+        description="Train an audio encoder on a fleet of small devices, without raw audio leaving them.",
+        epilog="\n".join(f"  {verb:<10} {what}" for verb, (_, what) in verbs.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=verbs, metavar="VERB", help="one of the verbs below; VERB --help says more")
+    verb = parser.parse_args(arguments[:1]).verb
+    return verbs[verb][0](arguments[1:])
+
+
+def _demo(argv: list[str]) -> int:
+    from broker.start import open_broker
+    from common.errors import ConfigError
+    from trainer.demo import RunFailed, run
+    from trainer.demo_options import parse
+
+    try:
+        options, choice = parse(argv)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with open_broker(choice, directory=options.out / "broker") as broker:
+            run(options, broker_url=broker.url, broker_kind=broker.kind)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    except RunFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _broker(argv: list[str]) -> int:
+    from broker.__main__ import main as run_broker
+
+    return run_broker(argv)
+
+
+def _trainer(argv: list[str]) -> int:
+    from trainer.__main__ import main as run_trainer
+
+    return run_trainer(argv)
+
+
+def _device(argv: list[str]) -> int:
+    from device.__main__ import main as run_device
+
+    return run_device(argv)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from trainer.evaluate import main as evaluate
+
+    return evaluate(argv)
+
+
+def _plan_cuts(argv: list[str]) -> int:
+    from common.split import main as plan_cuts
+
+    return plan_cuts(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""A whole fleet on one machine: one process per device, one for the trainer, a live table, and a report at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+
+from common import soundscape
+from common.link import Link
+from common.topics import Topics, is_data
+from trainer import checkpoint
+from trainer.dataset import Split, find_clips, hold_out
+from trainer.demo_files import FLEET, DemoFiles, DemoOptions, write_files
+from trainer.evaluate import evaluate_encoder, evaluate_untrained, restore_encoder
+from trainer.fleet_view import FleetView
+from trainer.probe_set import ProbeClip, Unreadable, probe_set, read_probe_clips
+from trainer.report import Probe, Report, Setting, plot, save_report, summary_text
+from trainer.run_report import build_report, read_device
+
+REFRESH_S = 0.5
+TRAINER_STOP_S = 60.0
+DEVICE_STOP_S = 20.0
+PROBE_CLIPS = 30  # synthetic clips of each class for the probe, of which every third is held out
+PROBE_CLIP_S = 4.0
+PROBE_SEED = 10_000  # no device's sound has this seed: device seeds are below it by construction of DemoOptions
+
+
+class RunFailed(Exception):  # noqa: N818
+    """A process of the run ended with an error; the text says which and shows the end of its log."""
+
+
+def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
+    """Run the demonstration against a broker that is there; writes ``report.json`` and ``report.png``.
+
+    Raises:
+        ConfigError: recordings or settings that cannot be used.
+        RunFailed: a process of the run ended with an error.
+    """
+    console = Console()
+    _forget_earlier_run(options.out)
+    split = hold_out(find_clips(options.data), options.fold) if options.data else None
+    if split is not None:
+        console.print(f"{split.how}; none of it is trained on")
+    files = write_files(options, broker_url, split)
+    started_s = time.monotonic()
+    _train(options, files, broker_url, console)
+    wall_s = time.monotonic() - started_s
+    runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
+    saved = _last_checkpoint(files)
+    report, series = build_report(
+        runs,
+        files.trainer_state,
+        broker=broker_kind,
+        probe=_probe(saved, split, options, console),
+        weights_version=saved.weights_version,
+        wall_s=wall_s,
+        settings=_settings(options, split),
+    )
+    save_report(report, options.out / "report.json")
+    plot(series, options.out / "report.png")
+    console.print(summary_text(report), highlight=False)
+    console.print(f"\n{options.out / 'report.json'}, {options.out / 'report.png'}", highlight=False)
+    return report
+
+
+def _forget_earlier_run(out: Path) -> None:
+    """A run starts anew: what an earlier one left in its own files is removed, anything else in the folder stays."""
+    for pattern in ("trainer/checkpoint-*", "trainer/metrics.jsonl", "device-*/steps.jsonl", "device-*/weights.bin"):
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+def _train(options: DemoOptions, files: DemoFiles, broker_url: str, console: Console) -> None:
+    link = Link(url=broker_url, client_id=f"{FLEET}-view-{os.getpid()}", is_data=is_data, data_capacity=4096)
+    view = FleetView(link, Topics(FLEET), devices=list(files.devices), windows=options.windows)
+    link.start()
+    try:
+        with _process("trainer", files.trainer, options.out) as trainer:
+            with _devices(files, options.out) as devices, Live(console=console, refresh_per_second=2) as live:
+                while any(device.poll() is None for device in devices.values()):
+                    view.listen(REFRESH_S)
+                    live.update(Group(view.table(), view.progress))
+                    _check("trainer", trainer, options.out, running=True)
+                    for name, device in devices.items():
+                        _check(name, device, options.out, running=False)
+                view.listen(0.0)
+                live.update(Group(view.table(), view.progress))
+            trainer.send_signal(signal.SIGTERM)
+            trainer.wait(TRAINER_STOP_S)
+            _check("trainer", trainer, options.out, running=False)
+    finally:
+        link.stop()
+
+
+def _check(name: str, process: subprocess.Popen[bytes], out: Path, *, running: bool) -> None:
+    status = process.poll()
+    if status is None or (status == 0 and not running):
+        return
+    log = (out / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    raise RunFailed(f"{name} ended with status {status}:\n" + "\n".join(log[-20:]))
+
+
+@contextmanager
+def _devices(files: DemoFiles, out: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, path in files.devices.items():
+            started[name] = _start("device", name, path, out)
+        yield started
+    finally:
+        _stop(list(started.values()))
+
+
+@contextmanager
+def _process(name: str, config: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = _start(name, name, config, out)
+    try:
+        yield process
+    finally:
+        _stop([process])
+
+
+def _start(module: str, name: str, config: Path, out: Path) -> subprocess.Popen[bytes]:
+    with (out / f"{name}.log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-m", module, str(config)], stdout=log, stderr=log)
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        try:
+            process.wait(DEVICE_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _last_checkpoint(files: DemoFiles) -> checkpoint.Checkpoint:
+    path = checkpoint.latest(files.trainer_state)
+    if path is None:
+        raise RunFailed("the trainer left no checkpoint")
+    return checkpoint.load(path)
+
+
+def _probe(saved: checkpoint.Checkpoint, split: Split | None, options: DemoOptions, console: Console) -> Probe:
+    """Accuracy of the untrained and the trained encoder on clips that no device heard; nothing without labels."""
+    if split is not None and all(clip.label is None for clip in [*split.training, *split.held_out]):
+        return Probe()
+    with console.status("evaluating the untrained and the trained encoder"):
+        clips = _synthetic_clips(options.seed) if split is None else read_probe_clips(split, _complain(console))
+        probes = probe_set(clips)
+        untrained = evaluate_untrained(saved.encoder_name, probes, seed=options.seed)
+        trained = evaluate_encoder(restore_encoder(saved), probes)
+    return Probe(untrained.linear, trained.linear, untrained.knn, trained.knn)
+
+
+def _complain(console: Console) -> Callable[[Unreadable], None]:
+    def complain(unreadable: Unreadable) -> None:
+        console.print(f"left out {unreadable.path}: {unreadable.why}")
+
+    return complain
+
+
+def _synthetic_clips(seed: int) -> Iterator[ProbeClip]:
+    rng = np.random.default_rng([PROBE_SEED, seed])
+    for number in range(PROBE_CLIPS):
+        for label in soundscape.CLASSES:
+            yield ProbeClip(soundscape.clip(label, PROBE_CLIP_S, rng), label, held_out=number % 3 == 0)
+
+
+def _settings(options: DemoOptions, split: Split | None) -> dict[str, Setting]:
+    plain = {key: value for key, value in asdict(options).items() if key not in ("data", "out", "profiles")}
+    plain["profiles"] = ", ".join(options.profiles)
+    plain["data"] = options.data.name if options.data else "synthetic soundscape"
+    plain["held_out"] = split.how if split else f"synthetic clips, {PROBE_CLIPS} of each class, every third held out"
+    return plain
