@@ -9,28 +9,6 @@ from collections.abc import Callable, Sequence
 EXIT_CONFIG = 78
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs: dict[str, tuple[Callable[[list[str]], int], str]] = {
-        "demo": (_demo, "run a whole fleet on this machine and write a report"),
-        "broker": (_broker, "run an MQTT broker in the foreground"),
-        "trainer": (_trainer, "run the trainer of a fleet"),
-        "device": (_device, "run one device of a fleet"),
-        "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
-        "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
-    }
-    parser = argparse.ArgumentParser(
-        prog="streamsplit",
-        description="Train an audio encoder on a fleet of small devices, without raw audio leaving them.",
-        epilog="\n".join(f"  {verb:<10} {what}" for verb, (_, what) in verbs.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("verb", choices=verbs, metavar="VERB", help="one of the verbs below; VERB --help says more")
-    verb = parser.parse_args(arguments[:1]).verb
-    return verbs[verb][0](arguments[1:])
-
-
 def _demo(argv: list[str]) -> int:
     from broker.start import open_broker
     from common.errors import ConfigError
@@ -81,6 +59,30 @@ def _plan_cuts(argv: list[str]) -> int:
     from common.split import main as plan_cuts
 
     return plan_cuts(argv)
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "demo": (_demo, "run a whole fleet on this machine and write a report"),
+    "broker": (_broker, "run an MQTT broker in the foreground"),
+    "trainer": (_trainer, "run the trainer of a fleet"),
+    "device": (_device, "run one device of a fleet"),
+    "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
+    "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="streamsplit",
+        description="Train an audio encoder on a fleet of small devices, without raw audio leaving them.",
+        epilog="\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below; VERB --help says more")
+    verb = parser.parse_args(arguments[:1]).verb
+    return VERBS[verb][0](arguments[1:])
 
 
 if __name__ == "__main__":

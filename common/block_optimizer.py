@@ -31,6 +31,8 @@ class BlockOptimizers:
         self._weight_decay = weight_decay
         self._warmup_steps = warmup_steps
         self._momentum = momentum
+        # The first optimizer of a process imports for a second or more: better now than in the middle of a step.
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._steps: dict[str, int] = {}
 

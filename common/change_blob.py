@@ -20,7 +20,7 @@ def pack_blocks(blocks: Mapping[str, State], dtype: WeightsDtype) -> bytes:
 
 
 def unpack_blocks(blob: bytes, expected: Mapping[str, State]) -> dict[str, State]:
-    """Unpack what `pack_blocks` packed: any subset of the ``expected`` blocks, each complete and of the expected shapes.
+    """Unpack what `pack_blocks` packed: any of the ``expected`` blocks, each complete and of its shape.
 
     Raises:
         MessageError: not such a blob, an unknown block, a wrong shape, NaN or infinity.

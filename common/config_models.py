@@ -67,7 +67,7 @@ class TrainerConfig(Settings):
     learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, at both ends.")
     schedule: Literal["anneal", "constant"] = Field(
         default="constant",
-        description="anneal: one cycle over budget_windows; constant: for continuous use, averaged encoder.",
+        description="anneal: one cycle over budget_windows; constant: for continuous use.",
     )
     budget_windows: int | None = Field(
         default=None,
@@ -114,7 +114,6 @@ class TrainerConfig(Settings):
     expected_devices: int = Field(
         default=0, ge=0, le=100_000, description="Devices to wait for before the first batch in fast mode; 0: none."
     )
-    checkpoint_every_merges: int = Field(default=1, ge=1, le=100_000, description="Merges between two checkpoints.")
     pins: Annotated[dict[Identity, Cut], Means(f"map of device id to a cut from 0 to {ENCODER_DEPTH}")] = Field(
         default_factory=dict, description="Devices whose cut the operator fixes."
     )

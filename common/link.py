@@ -45,9 +45,10 @@ class Link:
         on_connect_retain: Callable[[int], tuple[str, bytes] | None] | None = None,
     ) -> None:
         self._state = LinkState(client_id=client_id, data_capacity=data_capacity, outbound_capacity=outbound_capacity)
+        self._address = BrokerAddress.parse(url)
         self._connection = Connection(
             state=self._state,
-            address=BrokerAddress.parse(url),
+            address=self._address,
             is_data=is_data,
             will=will,
             tls=tls,
@@ -85,6 +86,11 @@ class Link:
     def client_id(self) -> str:
         """What the broker knows this end by."""
         return self._state.client_id
+
+    @property
+    def address(self) -> BrokerAddress:
+        """Where the broker is, for messages in words."""
+        return self._address
 
     @property
     def connected(self) -> bool:

@@ -30,8 +30,8 @@ from common.topics import IDENTITY, MAX_CHUNKS, WEIGHTS_NAME
 
 __all__ = [
     "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "DesiredConfig", "DeviceStatus", "Embedding", "EncodedTensor",
-    "Gradient", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate", "Telemetry", "TrainerStatus", "UpdateChunk",
-    "WeightsChunk", "decode", "decode_any", "encode", "max_bytes",
+    "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate",
+    "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk", "decode", "decode_any", "encode", "max_bytes",
 ]  # fmt: skip
 
 KIB = 1024
@@ -51,6 +51,7 @@ WeightsName = Annotated[str, text(32, WEIGHTS_NAME.pattern)]
 Share = Annotated[float, number(-1e-6, 1 + 1e-6)]
 Amount = Annotated[float, number(0, 1e12)]
 Finite = Annotated[float, number(-1e30, 1e30)]
+GradientResult = Literal["ok", "stale", "late", "rejected"]
 Index = Annotated[int, whole(0, MAX_CHUNKS - 1)]
 Count = Annotated[int, whole(1, MAX_CHUNKS)]
 
@@ -174,7 +175,7 @@ class Gradient:
     boot: Boot
     step: Counter
     part: Part
-    result: Literal["ok", "stale", "late", "rejected"]
+    result: GradientResult
     reason: Annotated[str, text(200)]
     loss: Finite | None
     learning_rate: Annotated[float, number(0, 1e3)]

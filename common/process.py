@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import secrets
 import signal
@@ -17,6 +18,9 @@ from common.link import Link, Tls
 from common.topics import is_data
 
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+MOST_MMAP_THRESHOLD_BYTES = 2**25  # the most that every glibc takes
+KEPT_BYTES = 2**30
 
 
 def software() -> str:
@@ -40,8 +44,27 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next step, which needs the same again.
+
+    It would give large tensors back to the system at once and pay a page fault for every 4 KiB of the next: 10,000
+    faults and 10 to 20 % of the time of a training step (measured, 64 windows of `mobile` at cut 5). Only glibc has it.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, MOST_MMAP_THRESHOLD_BYTES)
+            mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
 def open_link(
-    fleet: FleetConfig, *, client_id: str, will: tuple[str, bytes], data_capacity: int, outbound_capacity: int, url: str = ""
+    fleet: FleetConfig,
+    *,
+    client_id: str,
+    will: tuple[str, bytes],
+    data_capacity: int,
+    outbound_capacity: int,
+    url: str = "",
 ) -> Link:
     """A link as the fleet file says; ``url`` in place of its address for an emulated link.
 
@@ -66,7 +89,10 @@ def open_link(
 def run_process(main: Callable[[], None]) -> int:
     """Run ``main`` and turn the operator's errors into one message and an exit status; our own bugs crash loudly."""
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
     )
     try:
         main()

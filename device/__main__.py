@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +131,8 @@ def listen(settings: DeviceConfig, stop: threading.Event) -> None:
         replica=replica,
         journal=journal,
         energy=EnergyMeter(
-            power=PowerModel(**power.model_dump(exclude={"source"})) if power else None, measure=settings.profile is None
+            power=PowerModel(**power.model_dump(exclude={"source"})) if power else None,
+            measure=settings.profile is None,
         ),
         sampler=ResourceSampler(),
         every_steps=settings.telemetry_every_steps,
@@ -189,6 +189,7 @@ def listen(settings: DeviceConfig, stop: threading.Event) -> None:
     finally:
         link.stop(timeout_s=10.0)
         if shaped:
+            shaped.drain(timeout_s=5.0)  # the good-bye is on its way; without it the will would say lost
             shaped.stop()
 
 
@@ -199,7 +200,7 @@ def _splitter(settings: DeviceConfig) -> Splitter:
 
 
 def _shaped_link(settings: DeviceConfig) -> ShapedLink | None:
-    """The profile's link in front of the broker; TLS is left as it is, since it cannot be relayed under another name."""
+    """The profile's link in front of the broker; not for TLS, which names the host it reaches."""
     address = BrokerAddress.parse(settings.fleet.broker.url)
     if settings.profile is None or address.secure:
         return None

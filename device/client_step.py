@@ -1,4 +1,4 @@
-"""The device's side of a step: forward per window, and one backward and one optimizer step when the trainer has answered."""
+"""The device's side of a step: forward per window, then one backward and one optimizer step on what was answered."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ClientStep:
         Returns:
             Activations [2, *activation_shape(cut)], detached: what travels.
         """
-        assert views.ndim == 4 and views.shape[0] == 2, f"a part is two views [2, 1, bands, frames], not {tuple(views.shape)}"
+        assert views.shape[:2] == (2, 1), f"a part is two views [2, 1, bands, frames], not {tuple(views.shape)}"
         activations = self._encoder.forward_to(views, cut)
         self._held[part] = _Held(cut, activations)
         return activations.detach()
@@ -75,7 +75,9 @@ class ClientStep:
     def _mean_over_own_windows(self, cuts: list[int], deepest: int) -> None:
         """A participant's gradient of a block is the mean over the windows that it ran through that block."""
         for index, name in enumerate(client_names(deepest)):
-            windows = sum(cut >= index for cut in cuts)  # name 0 is the stem, name i is block i-1: run by every cut >= i
+            windows = sum(
+                cut >= index for cut in cuts
+            )  # name 0 is the stem, name i is block i-1: run by every cut >= i
             for parameter in block_parameters(self._encoder, name):
                 if parameter.grad is not None:
                     parameter.grad.div_(windows)

@@ -18,7 +18,9 @@ NEIGHBOUR_S = 1.5  # windows of one stretch closer than this hear the same event
 class EdgeLearner:
     """Local steps: InfoNCE over the windows that were not sent, every block and the head trained."""
 
-    def __init__(self, encoder: Encoder, optimizers: BlockOptimizers, *, temperature: float, learning_rate: float) -> None:
+    def __init__(
+        self, encoder: Encoder, optimizers: BlockOptimizers, *, temperature: float, learning_rate: float
+    ) -> None:
         self._encoder = encoder
         self._optimizers = optimizers
         self._temperature = temperature

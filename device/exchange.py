@@ -26,8 +26,8 @@ class Sent:
 class Exchange:
     """One step of this device.
 
-    ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer the rest is not waited for, since
-    the batch was closed with what had arrived.
+    ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer the rest is not waited for,
+    since the batch was closed with what had arrived.
     """
 
     step: int
@@ -84,5 +84,5 @@ class Exchange:
             return "answered"
         for result in ("stale", "rejected", "late"):
             if result in self.refused.values():
-                return result  # type: ignore[return-value]
+                return result
         return "lost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,19 @@ class Totals:
 
 
 class Journal:
-    """Appends to ``steps.jsonl``; a line is with the operating system when the call returns."""
+    """Appends to ``steps.jsonl``; a line is with the operating system when the call returns.
+
+    Every life of the device begins with a line of kind ``start``: windows and bytes count from there.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        torn = _is_torn(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self.totals = Totals()
+        if torn:
+            self._file.write("\n")
+        self._write(kind="start")
 
     def step(self, exchange: Exchange, *, bytes_up: int, bytes_down: int, weights_version: int) -> None:
         """A step is over."""
@@ -53,7 +61,12 @@ class Journal:
         """A local step was taken on ``windows`` windows."""
         self.totals.local_steps += 1
         self._write(
-            kind="local", window=self.totals.windows, windows=windows, loss=loss, bytes_up=bytes_up, bytes_down=bytes_down
+            kind="local",
+            window=self.totals.windows,
+            windows=windows,
+            loss=loss,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
         )
 
     def end(self, *, bytes_up: int, bytes_down: int) -> None:
@@ -63,3 +76,12 @@ class Journal:
 
     def _write(self, **values: object) -> None:
         self._file.write(json.dumps(values) + "\n")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line was cut short by a kill or a power cut: what follows must not be glued to it."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"

@@ -28,7 +28,7 @@ from device.emulation import ComputeStretch
 from device.exchange import Exchange
 from device.journal import Journal
 from device.mailbox import Mailbox
-from device.presence import Presence
+from device.presence import Presence, State
 from device.replica import Replica
 from device.senses import Senses
 from device.sources import Source
@@ -67,7 +67,7 @@ class LocalWindow:
     time_s: float
 
 
-class NeverReady(Exception):  # noqa: N818
+class NeverReady(Exception):
     """The fleet could not be reached at start, and there are no weights on the disk to learn with."""
 
 
@@ -190,7 +190,7 @@ class DeviceLoop:
         if self._replica.initialised:
             self._weights.save()
         self._presence.show("stopped")
-        self._senses.publish(self._exchange, force=True)
+        self._senses.publish(force=True)
         counters = self._link.counters()
         self._journal.end(bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
         self._source.close()
@@ -201,7 +201,7 @@ class DeviceLoop:
         return self._link.connected and self._mailbox.trainer_ready
 
     def _show_state(self) -> None:
-        state = "paused" if self._mailbox.paused else "no-audio" if self._source.state == "no-audio" else "ready"
+        state: State = "paused" if self._mailbox.paused else "no-audio" if self._source.state == "no-audio" else "ready"
         self._presence.show(state, again=self._mailbox.declared_lost)
         self._mailbox.declared_lost = False
 

@@ -22,7 +22,15 @@ class Mailbox:
     """What the fleet last said to this device."""
 
     def __init__(
-        self, link: Link, topics: Topics, *, boot: str, encoder: Encoder, replica: Replica, fingerprint: str, limits: Limits
+        self,
+        link: Link,
+        topics: Topics,
+        *,
+        boot: str,
+        encoder: Encoder,
+        replica: Replica,
+        fingerprint: str,
+        limits: Limits,
     ) -> None:
         self._link = link
         self._topics = topics

@@ -1,4 +1,4 @@
-"""This device's own status on the broker: retained, numbered, and asserted again when a late will contradicts it."""
+"""The device's own status on the broker: retained, numbered, and asserted again when a late will contradicts it."""
 
 from __future__ import annotations
 

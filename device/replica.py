@@ -1,8 +1,8 @@
 """The device's copy of the fleet's weights: the version it stands on, its own unsent change, and what is arriving.
 
-Three sets of numbers: ``base`` is what the fleet published, the encoder holds ``base`` plus everything learned here, and
-``sent`` remembers the quantised changes that were published but not yet seen in a manifest. A version is applied only
-when the digest of every block the device needs matches the manifest, all at once, so a torn set can never be used.
+Three sets of numbers: ``base`` is what the fleet published, the encoder holds ``base`` plus everything learned here,
+and ``sent`` remembers the quantised changes that were published but not yet seen in a manifest. A version is applied
+only when the digest of every block the device needs matches the manifest, all at once, so a torn set can never be used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    blocks: dict[str, State]  # dequantised: exactly what the trainer adds, so the rounding error stays in the unsent change
+    blocks: dict[
+        str, State
+    ]  # dequantised: exactly what the trainer adds, so the rounding error stays in the unsent change
     windows: int
     local_windows: int
 
@@ -109,7 +111,7 @@ class Replica:
         return name in self._arrived and self._arrived[name][0] == self._wanted(name)
 
     def apply(self, needed: Iterable[str]) -> bool:
-        """Move to the announced version if every ``needed`` block is here, keeping what was learned since; True if it moved.
+        """Move to the announced version if every ``needed`` block is here; True if so. What was learned since stays.
 
         Raises:
             MessageError: bytes that match their digest but not this encoder; then nothing at all is changed.
@@ -171,7 +173,7 @@ class Replica:
         self.local_windows += local_windows
 
     def change(self) -> Change | None:
-        """The whole unsent change since the base, packed; None if nothing was trained. It stays unsent until a manifest names it."""
+        """The whole change since the base, packed; None without one. It stays unsent until a manifest names it."""
         if not self._touched:
             return None
         blocks = self._unsent(sorted(self._touched))

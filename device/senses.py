@@ -57,6 +57,8 @@ class Senses:
         self._observation: Observation | None = None
         self._decisions = 0
         self._loss: float | None = None
+        self._embedding_ms: float | None = None
+        self._gradient_ms: float | None = None
 
     def observe(self, cut: int) -> Observation:
         """The splitter's input for the next window."""
@@ -89,8 +91,9 @@ class Senses:
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
         if exchange.embedding_s:
-            fastest_s = min(exchange.embedding_s)
-            self._estimate.round_trip(fastest_s)
+            self._estimate.round_trip(min(exchange.embedding_s))
+        self._embedding_ms = _median_ms(exchange.embedding_s)
+        self._gradient_ms = _median_ms(exchange.gradient_s)
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
         counters = self._link.counters()
@@ -100,22 +103,20 @@ class Senses:
             bytes_down=counters.bytes_down,
             weights_version=self._replica.version,
         )
-        self.publish(exchange)
+        self.publish()
 
-    def publish(self, exchange: Exchange, *, force: bool = False) -> None:
+    def publish(self, *, force: bool = False) -> None:
         """Publish telemetry every few steps; it costs about 250 bytes."""
         if self._observation is None or self._decision is None:
             return
         if not force and self._journal.totals.steps_sent % self._every_steps:
             return
         self._resources = self._sampler.sample()
-        self._link.publish(self._topic, messages.encode(self._telemetry(exchange, self._observation, self._decision)))
+        self._link.publish(self._topic, messages.encode(self._telemetry(self._observation, self._decision)))
 
-    def _telemetry(self, exchange: Exchange, observation: Observation, decision: Decision) -> messages.Telemetry:
+    def _telemetry(self, observation: Observation, decision: Decision) -> messages.Telemetry:
         totals, counters = self._journal.totals, self._link.counters()
-        energy = self._energy.read(
-            busy_s=totals.busy_s, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down
-        )
+        energy = self._energy.read(busy_s=totals.busy_s, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
         return messages.Telemetry(
             boot=self._boot,
             decision_seq=self._decisions,
@@ -147,8 +148,8 @@ class Senses:
             loss=self._loss,
             bytes_up=counters.bytes_up,
             bytes_down=counters.bytes_down,
-            embedding_ms=_median_ms(exchange.embedding_s),
-            gradient_ms=_median_ms(exchange.gradient_s),
+            embedding_ms=self._embedding_ms,
+            gradient_ms=self._gradient_ms,
             weights_version=max(0, self._replica.version),
         )
 

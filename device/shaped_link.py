@@ -86,6 +86,16 @@ class ShapedLink:
         self._thread.start()
         self._call(self._listen)
 
+    def drain(self, timeout_s: float) -> None:
+        """Let what is on its way arrive: wait until both ends of every connection have closed it, or ``timeout_s``."""
+        if self._thread.is_alive():
+            self._call(lambda: self._ended(timeout_s), timeout_s + 10.0)
+
+    async def _ended(self, timeout_s: float) -> None:
+        tasks = [task for pair in self._pairs for task in pair.tasks]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
     def stop(self) -> None:
         """Close everything. The object cannot be started again."""
         if not self._thread.is_alive():
@@ -120,17 +130,17 @@ class ShapedLink:
         """The end of an outage, on the same port; what was held back silently goes on."""
         self._call(self._listen)
 
-    def _call(self, step: Callable[[], Any]) -> None:
+    def _call(self, step: Callable[[], Any], timeout_s: float = 10.0) -> None:
         """Run a coroutine function in the proxy's thread, and wait for it."""
         done: Future[None] = asyncio.run_coroutine_threadsafe(step(), self._loop)
-        done.result(10.0)
+        done.result(timeout_s)
 
     async def _listen(self) -> None:
         if self._flows is None:
             self._flows = asyncio.Event()
         self._flows.set()
         if self._server is None:
-            # Small buffers, inherited by each connection: what the kernel swallows is no longer delayed nor pushed back.
+            # Small buffers, inherited by each connection: what the kernel swallows is neither delayed nor pushed back.
             listener = socket.create_server(("127.0.0.1", self.port))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
             self._server = await asyncio.start_server(self._accept, sock=listener, limit=BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""The device's side of the weights: what it listens to, when it moves to a version, what it publishes and keeps on disk."""
+"""The device's side of the weights: what it fetches, when it moves to a version, what it publishes and stores."""
 
 from __future__ import annotations
 

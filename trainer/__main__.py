@@ -6,7 +6,6 @@ import argparse
 import logging
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from common.config_models import TrainerConfig
 from common.encoder import build_encoder
 from common.errors import ConfigError
 from common.mixture_memory import MixtureMemory
-from common.process import new_boot, open_link, run_process, software, stop_on_signals
+from common.process import keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import block_state, names
 from common.topics import Kind, Topics
 from trainer import checkpoint
@@ -28,7 +27,7 @@ from trainer.answering import Answering
 from trainer.batcher import Batcher
 from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
-from trainer.loop import Desired, run, snapshot
+from trainer.loop import Desired, TrainerLoop, snapshot
 from trainer.merging import MergePlan
 from trainer.metrics import MetricsLog
 from trainer.presence import TrainerPresence, retained_version
@@ -62,6 +61,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
     """Build every part from the settings and run the loop."""
     compute = _compute(settings.compute)
     torch.set_num_threads(settings.threads)
+    keep_freed_memory()
     fleet = settings.fleet
     fingerprint = config.fingerprint(fleet)
     topics = Topics(fleet.fleet)
@@ -93,7 +93,9 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
     link.start()
     try:
         presence = TrainerPresence(link, topics, boot=boot, run=progress.run, fingerprint=fingerprint)
-        version = max(progress.weights_version, retained_version(link, topics, boot=boot, presence=presence, stop=stop)) + 1
+        version = (
+            max(progress.weights_version, retained_version(link, topics, boot=boot, presence=presence, stop=stop)) + 1
+        )
         LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, version, software())
         ledger = WeightsLedger(encoder, version=version, discount=STALENESS_DISCOUNT, local_cap=LOCAL_WINDOWS_CAP)
         lockstep = settings.speed == "fast"
@@ -138,6 +140,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
                     peak=settings.learning_rate,
                     budget_windows=settings.budget_windows,
                 ),
+                embedding_ms_p95=answering.embedding_ms_p95,
                 steps=progress.steps,
                 windows=progress.windows,
             )
@@ -151,8 +154,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
 
             for kind in (Kind.STATUS, Kind.UPDATE, Kind.ACTIVATIONS, Kind.TELEMETRY):
                 link.subscribe(topics.every_device(kind), qos=0 if kind in (Kind.ACTIVATIONS, Kind.TELEMETRY) else 1)
-            run(
-                stop=stop,
+            loop = TrainerLoop(
                 link=link,
                 topics=topics,
                 encoder=encoder,
@@ -169,9 +171,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
                 ledger=ledger,
                 plan=plan,
                 guard=guard,
-                publisher=Publisher(
-                    link, topics, run=progress.run, fingerprint=fingerprint, dtype=fleet.weights_codec
-                ),
+                publisher=Publisher(link, topics, run=progress.run, fingerprint=fingerprint, dtype=fleet.weights_codec),
                 desired=Desired(
                     settings.pins,
                     tuple(settings.allowed_cuts or ()),
@@ -181,6 +181,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
                 save_checkpoint=save_checkpoint,
                 announce=lambda: presence.show("ready", ledger.version),
             )
+            loop.run(stop)
         presence.show("stopped", ledger.version)
     finally:
         link.stop(timeout_s=5.0)

@@ -1,7 +1,7 @@
 """The thread that receives: decodes parts, answers them with embedding and uncertainty at once, and hands them on.
 
-It computes with a snapshot of the weights that is swapped per version and never changed, so that an answer does not wait
-for the training step that runs beside it.
+It computes with a snapshot of the weights that is swapped per version and never changed, so that an answer does not
+wait for the training step that runs beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +30,11 @@ EMBEDDING_CODEC = Codec.parse("int8")  # 192 values: the error is below 1 %, the
 LOG = logging.getLogger(__name__)
 INBOX_CAPACITY = 4096
 IDLE_S = 0.2
+LATENCIES_KEPT = 512
+GROUP = 16  # parts embedded at once: no slower than more, and the first need not wait for the last
+
+
+DeviceMessage = messages.DeviceStatus | messages.UpdateChunk | messages.Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,21 @@ class Control:
     """A decoded control message on its way to the training thread."""
 
     address: Address
-    message: messages.DeviceStatus | messages.UpdateChunk | messages.Telemetry
+    message: DeviceMessage
 
 
 class Answering:
     """Owns the receiving side of the link; the training thread reads `inbox`."""
 
     def __init__(
-        self, link: Link, topics: Topics, snapshot: Snapshot, *, limits: messages.Limits, stream_time: bool, compute: torch.device
+        self,
+        link: Link,
+        topics: Topics,
+        snapshot: Snapshot,
+        *,
+        limits: messages.Limits,
+        stream_time: bool,
+        compute: torch.device,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -63,7 +75,7 @@ class Answering:
         self.snapshot = snapshot
         self.inbox: queue.Queue[Part | Control | BaseException] = queue.Queue(INBOX_CAPACITY)
         self.refused: Counter[str] = Counter()
-        self.answer_s: list[float] = []
+        self._answer_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
 
@@ -78,46 +90,49 @@ class Answering:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        """Decode whatever has come, then answer one group of parts, so that training waits for no answer."""
+        unanswered: list[tuple[Part, float]] = []
         try:
             while not self._stop.is_set():
-                self._serve(self._drain())
-        except BaseException as error:  # our own bug: the training thread raises it and the process ends loudly
+                unanswered += self._take(self._drain(0.0 if unanswered else IDLE_S))
+                unanswered = self._answer(unanswered)
+        except BaseException as error:  # noqa: BLE001  our own bug: the training thread raises it and the process ends loudly
             self.inbox.put(error)
 
-    def _drain(self) -> list[Incoming]:
+    def _drain(self, timeout_s: float) -> list[Incoming]:
         waiting = []
-        incoming = self._link.receive(IDLE_S)
+        incoming = self._link.receive(timeout_s)
         while incoming is not None:
             waiting.append(incoming)
             incoming = self._link.receive(0.0)
         return waiting
 
-    def _serve(self, waiting: Sequence[Incoming]) -> None:
-        parts: list[Part] = []
-        received: list[float] = []
+    def _take(self, waiting: Sequence[Incoming]) -> list[tuple[Part, float]]:
+        """Hand on what came; the parts that want an embedding, with the time of their arrival."""
+        wanting = []
         for incoming in waiting:
             try:
                 item = self._decode(incoming)
             except MessageError as error:
                 self.refuse(incoming.topic, len(incoming.payload), error)
                 continue
-            if isinstance(item, Part):
-                parts.append(item)
-                received.append(incoming.received_s)
-            else:
-                self.inbox.put(item)
-        for part in parts:
-            self.inbox.put(part)
-        self._answer(parts, received)
+            self.inbox.put(item)
+            if isinstance(item, Part) and item.cut < self.snapshot.encoder.depth:
+                wanting.append((item, incoming.received_s))
+        return wanting
 
     def _decode(self, incoming: Incoming) -> Part | Control:
         address = parse(incoming.topic)
         if address.kind is Kind.ACTIVATIONS:
             return self._part(address, incoming)
-        types = {Kind.STATUS: messages.DeviceStatus, Kind.UPDATE: messages.UpdateChunk, Kind.TELEMETRY: messages.Telemetry}
+        types = {
+            Kind.STATUS: messages.DeviceStatus,
+            Kind.UPDATE: messages.UpdateChunk,
+            Kind.TELEMETRY: messages.Telemetry,
+        }
         if address.kind not in types:
             raise MessageError(f"{address.kind} is not for the trainer")
-        message = messages.decode(types[address.kind], incoming.payload, limits=self._limits)
+        message: DeviceMessage = messages.decode(types[address.kind], incoming.payload, limits=self._limits)
         return Control(address, message)
 
     def _part(self, address: Address, incoming: Incoming) -> Part:
@@ -143,22 +158,27 @@ class Answering:
             activations=decode_tensor(message.tensor, shape, self._limits),
         )
 
-    def _answer(self, parts: Sequence[Part], received: Sequence[float]) -> None:
-        snapshot = self.snapshot
-        asked = [(part, at) for part, at in zip(parts, received, strict=True) if part.cut < snapshot.encoder.depth]
-        for cut in sorted({part.cut for part, _ in asked}):
-            group = [(part, at) for part, at in asked if part.cut == cut]
-            embeddings, uncertainty = self._embed(snapshot, [part for part, _ in group], cut)
-            for row, (part, at) in enumerate(group):
-                self._publish(part, snapshot.version, embeddings[row : row + 1], float(uncertainty[row]))
-                self.answer_s.append(time.monotonic() - at)
+    def _answer(self, unanswered: list[tuple[Part, float]]) -> list[tuple[Part, float]]:
+        """Answer the oldest part and up to `GROUP` of its cut; returns the others."""
+        if not unanswered:
+            return []
+        snapshot, cut = self.snapshot, unanswered[0][0].cut
+        group: list[tuple[Part, float]] = []
+        others: list[tuple[Part, float]] = []
+        for one in unanswered:
+            (group if one[0].cut == cut and len(group) < GROUP else others).append(one)
+        embeddings, uncertainty = self._embed(snapshot, [part for part, _ in group], cut)
+        for row, (part, received_s) in enumerate(group):
+            self._publish(part, snapshot.version, embeddings[row : row + 1], uncertainty[row])
+            self._answer_s.append(time.monotonic() - received_s)
+        return others
 
-    def _embed(self, snapshot: Snapshot, parts: Sequence[Part], cut: int) -> tuple[Tensor, Tensor]:
+    def _embed(self, snapshot: Snapshot, parts: Sequence[Part], cut: int) -> tuple[Tensor, list[float]]:
         with torch.inference_mode():
             view_a = torch.stack([part.activations[0] for part in parts]).to(self._compute)
             embeddings = snapshot.encoder.forward_from(view_a, cut)
             uncertainty = snapshot.mixture.uncertainty(snapshot.encoder.project(embeddings))
-        return embeddings.cpu(), uncertainty.cpu()
+        return embeddings.cpu(), uncertainty.tolist()
 
     def _publish(self, part: Part, version: int, embedding: Tensor, uncertainty: float) -> None:
         answer = messages.Embedding(
@@ -172,6 +192,11 @@ class Answering:
         self._link.publish(
             self._topics.embedding(part.device), messages.encode(answer), qos=0, expiry_s=part.deadline_s
         )
+
+    def embedding_ms_p95(self) -> float | None:
+        """95th percentile of the latest times from a part's arrival to its embedding handed to the link; any thread."""
+        latest = sorted(self._answer_s.copy())
+        return 1000.0 * latest[int(0.95 * (len(latest) - 1))] if latest else None
 
     def refuse(self, topic: str, size_bytes: int, error: MessageError) -> None:
         """Count and log a message that cannot be used."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from common.messages import GradientResult
+
 PATIENCE = 2  # batches a live device may miss before the others stop waiting for it
 
 
@@ -37,7 +39,7 @@ class Part:
 class Refusal:
     """Why a part is not computed with: ``late``, ``stale`` or ``rejected``, and the reason in words."""
 
-    result: str
+    result: GradientResult
     reason: str
 
 
@@ -89,7 +91,9 @@ class Batcher:
         if part.part >= self._parts_per_step:
             return Refusal("rejected", f"part {part.part} of a step of {self._parts_per_step}")
         if part.step <= seat.closed_step or part.step < seat.step:
-            return Refusal("late", f"step {part.step} was closed, step {max(seat.step, seat.closed_step)} is the newest")
+            return Refusal(
+                "late", f"step {part.step} was closed, step {max(seat.step, seat.closed_step)} is the newest"
+            )
         lag = weights_version - part.weights_version
         if lag > self._max_lag or lag < 0:
             return Refusal("stale", f"computed with version {part.weights_version}, now at {weights_version}")

@@ -36,7 +36,7 @@ PROBE_CLIP_S = 4.0
 PROBE_SEED = 10_000  # no device's sound has this seed: device seeds are below it by construction of DemoOptions
 
 
-class RunFailed(Exception):  # noqa: N818
+class RunFailed(Exception):
     """A process of the run ended with an error; the text says which and shows the end of its log."""
 
 
@@ -69,8 +69,8 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
     )
     save_report(report, options.out / "report.json")
     plot(series, options.out / "report.png")
-    console.print(summary_text(report), highlight=False)
-    console.print(f"\n{options.out / 'report.json'}, {options.out / 'report.png'}", highlight=False)
+    console.print(f"\n{summary_text(report)}", highlight=False, soft_wrap=True)
+    console.print(f"\n{options.out / 'report.json'}, {options.out / 'report.png'}", highlight=False, soft_wrap=True)
     return report
 
 
@@ -182,8 +182,13 @@ def _synthetic_clips(seed: int) -> Iterator[ProbeClip]:
 
 
 def _settings(options: DemoOptions, split: Split | None) -> dict[str, Setting]:
-    plain = {key: value for key, value in asdict(options).items() if key not in ("data", "out", "profiles")}
+    plain = {
+        key: value
+        for key, value in asdict(options).items()
+        if key not in ("data", "out", "profiles", "trainer_settings")
+    }
     plain["profiles"] = ", ".join(options.profiles)
+    plain |= {key: str(value) for key, value in options.trainer_settings}
     plain["data"] = options.data.name if options.data else "synthetic soundscape"
     plain["held_out"] = split.how if split else f"synthetic clips, {PROBE_CLIPS} of each class, every third held out"
     return plain

@@ -1,4 +1,4 @@
-"""What a demonstration run is made of on disk: lists of recordings, and one YAML file each for fleet, trainer and devices.
+"""What a demonstration run is made of on disk: lists of recordings, and the YAML files of fleet, trainer and devices.
 
 The demonstration starts the same programs on the same files as a real fleet; whoever wants to see what a configuration
 looks like finds it in the run's folder.
@@ -35,6 +35,7 @@ class DemoOptions:
     speed: str
     seed: int
     out: Path
+    trainer_settings: tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ def _trainer(options: DemoOptions) -> dict[str, Any]:
         "budget_windows": options.windows,
         "speed": options.speed,
         "expected_devices": options.devices,
+        **dict(options.trainer_settings),
     }
 
 

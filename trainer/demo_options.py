@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from common import config
 from common.codec import Codec
 from common.config_models import ENCODER_DEPTH
@@ -37,11 +39,19 @@ def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:
         speed=given.speed,
         seed=given.seed,
         out=given.out,
+        trainer_settings=tuple(_setting(text) for text in given.set),
     )
     problems = list(_problems(options))
     if problems:
         raise ConfigError("\n".join(problems))
     return options, given.broker
+
+
+def _setting(text: str) -> tuple[str, object]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {text}: allowed is KEY=VALUE with a key of the trainer's file")
+    return key, yaml.safe_load(value)
 
 
 def _problems(options: DemoOptions) -> list[str]:
@@ -85,5 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--broker", default="auto", help="auto, mosquitto, embedded, or mqtt://HOST[:PORT]")
     add("--speed", choices=("fast", "realtime"), default="fast", help="as fast as it computes, or as it sounds")
     add("--seed", type=int, default=0, help="seed of everything random")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of the trainer's file, such as merge_every=10",
+    )
     add("--out", type=Path, default=Path("streamsplit-demo"), help="folder of the run")
     return parser

@@ -58,31 +58,28 @@ class FleetView:
         self._progress.update(self._task, completed=sum(one.windows for one in self._telemetry.values()))
 
     def table(self) -> Table:
-        """One line a device."""
-        table = Table(expand=False)
-        for heading in ("device", "state", "cut", "windows", "answered", "late", "lost", "local", "loss"):
-            table.add_column(heading, justify="left" if heading in ("device", "state") else "right")
-        for heading in ("up MiB", "down MiB", "embedding ms", "CPU", "weights"):
-            table.add_column(heading, justify="right")
+        """One line a device, in 80 columns. ``steps``: answered of sent; ``ms``: a step's median to the embedding."""
+        table = Table(expand=False, padding=(0, 1, 0, 0), box=None, header_style="underline")
+        for heading in ("device", "state"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("cut", "windows", "steps", "late", "lost", "local", "loss", "MiB", "ms", "CPU"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for device, state in sorted(self._states.items()):
-            table.add_row(device, state, *self._cells(self._telemetry.get(device)))
+            heard = self._telemetry.get(device)
+            table.add_row(device, state, *(_cells(heard) if heard else ()))
         return table
 
-    @staticmethod
-    def _cells(heard: Telemetry | None) -> list[str]:
-        if heard is None:
-            return [""] * 12
-        return [
-            str(heard.cut),
-            f"{heard.windows:,}",
-            f"{heard.steps_answered:,}",
-            f"{heard.steps_late + heard.steps_stale:,}",
-            f"{heard.steps_lost:,}",
-            f"{heard.local_steps:,}",
-            "" if heard.loss is None else f"{heard.loss:.2f}",
-            f"{heard.bytes_up / MIB:.1f}",
-            f"{heard.bytes_down / MIB:.1f}",
-            "" if heard.embedding_ms is None else f"{heard.embedding_ms:.0f}",
-            f"{heard.cpu:.0%}",
-            str(heard.weights_version),
-        ]
+
+def _cells(heard: Telemetry) -> list[str]:
+    return [
+        str(heard.cut),
+        f"{heard.windows:,}",
+        f"{heard.steps_answered}/{heard.steps_sent}",
+        str(heard.steps_late + heard.steps_stale),
+        str(heard.steps_lost),
+        str(heard.local_steps),
+        "" if heard.loss is None else f"{heard.loss:.2f}",
+        f"{(heard.bytes_up + heard.bytes_down) / MIB:.1f}",
+        "" if heard.embedding_ms is None else f"{heard.embedding_ms:.0f}",
+        f"{heard.cpu:.0%}",
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class MergePlan:
-    """Counts batches; every ``merge_every`` of them it collects changes, until all are in or ``deadline_s`` has passed."""
+    """Counts batches; after ``merge_every`` it collects changes until all are in or ``deadline_s`` has passed."""
 
     def __init__(self, *, merge_every: int, deadline_s: float) -> None:
         self._merge_every = merge_every

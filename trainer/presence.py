@@ -40,13 +40,11 @@ class TrainerPresence:
         self._link.retain(self._topic, messages.encode(status))
 
 
-def retained_version(
-    link: Link, topics: Topics, *, boot: str, presence: TrainerPresence, stop: threading.Event
-) -> int:
+def retained_version(link: Link, topics: Topics, *, boot: str, presence: TrainerPresence, stop: threading.Event) -> int:
     """The weights version retained on the broker, or -1: a new version must lie above it.
 
-    Our own status comes back behind whatever was retained before, so its echo says that nothing more will come. Waits for
-    the broker as long as it takes, and says so.
+    Our own status comes back behind whatever was retained before, so its echo says that nothing more will come. Waits
+    for the broker as long as it takes, and says so.
     """
     link.subscribe(topics.manifest(), qos=1)
     link.subscribe(topics.trainer_status(), qos=1)
@@ -59,7 +57,9 @@ def retained_version(
             polls += 1
             if polls % COMPLAIN_POLLS == 1 and not link.connected:
                 address = link.address
-                LOG.warning("no broker at %s:%d (%s); trying on", address.host, address.port, link.counters().last_error)
+                LOG.warning(
+                    "no broker at %s:%d (%s); trying on", address.host, address.port, link.counters().last_error
+                )
             continue
         try:
             if topics.parse(incoming.topic).kind is Kind.MANIFEST:

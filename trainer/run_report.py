@@ -31,11 +31,15 @@ class DeviceRun:
 
 
 def read_device(path: Path) -> DeviceRun:
-    """Add up a ``steps.jsonl``; a device that was restarted counts its bytes and windows anew, so each life is added."""
+    """Add up a ``steps.jsonl``; a restarted device counts bytes and windows anew, so its lives are added."""
     run, life_up, life_down, life_windows = DeviceRun(), 0, 0, 0
     for line in _lines(path):
         if line["kind"] == "start":
-            run.bytes_up, run.bytes_down, run.windows = run.bytes_up + life_up, run.bytes_down + life_down, run.windows + life_windows
+            run.bytes_up, run.bytes_down, run.windows = (
+                run.bytes_up + life_up,
+                run.bytes_down + life_down,
+                run.windows + life_windows,
+            )
             life_up = life_down = life_windows = 0
             continue
         life_up, life_down, life_windows = line["bytes_up"], line["bytes_down"], line["window"]
@@ -43,7 +47,11 @@ def read_device(path: Path) -> DeviceRun:
             run.local_steps += 1
         elif line["kind"] == "step":
             _add_step(run, line)
-    run.bytes_up, run.bytes_down, run.windows = run.bytes_up + life_up, run.bytes_down + life_down, run.windows + life_windows
+    run.bytes_up, run.bytes_down, run.windows = (
+        run.bytes_up + life_up,
+        run.bytes_down + life_down,
+        run.windows + life_windows,
+    )
     return run
 
 

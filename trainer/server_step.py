@@ -52,8 +52,8 @@ class ServerStep:
     def run(self, parts: Sequence[Part], *, learning_rate: float) -> ServerResult:
         """Train the server segment on a batch and return what goes back to each part.
 
-        The gradients are of the *sum* over windows, so that every participant can take the mean over its own; the blocks
-        here take the mean over the windows that passed through them (DESIGN section 4, weights).
+        The gradients are of the *sum* over windows, so that every participant can take the mean over its own; the
+        blocks here take the mean over the windows that passed through them (DESIGN section 4, weights).
         """
         count = len(parts)
         leaves = [part.activations.to(self._compute).requires_grad_() for part in parts]
@@ -71,7 +71,7 @@ class ServerStep:
         return ServerResult(gradients, terms, view_a.detach().cpu(), projections.detach())
 
     def _join(self, parts: Sequence[Part], leaves: Sequence[Tensor]) -> Tensor:
-        """Run blocks from the shallowest cut up, adding each part where it was cut; embeddings [2N, D] in order of parts."""
+        """Run blocks from the shallowest cut up, parts joining where they were cut; embeddings [2N, D] in order."""
         order = sorted(range(len(parts)), key=lambda i: parts[i].cut)
         cuts = sorted({part.cut for part in parts})
         hidden: Tensor | None = None

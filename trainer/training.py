@@ -10,6 +10,7 @@ import torch
 from common import messages
 from common.codec import Codec, EncodedTensor, decode, encode, quantisation_error
 from common.link import Link
+from common.messages import GradientResult
 from common.mixture_memory import MixtureMemory
 from common.topics import Topics
 from trainer.batcher import Part, Refusal
@@ -36,6 +37,7 @@ class Training:
         gradient_codec: Codec,
         rounding: torch.Generator,
         learning_rate_at: Callable[[int], float],
+        embedding_ms_p95: Callable[[], float | None],
         steps: int,
         windows: int,
     ) -> None:
@@ -49,6 +51,7 @@ class Training:
         self._gradient_codec = gradient_codec
         self._rounding = rounding
         self._learning_rate_at = learning_rate_at
+        self._embedding_ms_p95 = embedding_ms_p95
         self.steps = steps
         self.windows = windows
 
@@ -65,31 +68,38 @@ class Training:
         self.windows += len(batch)
         self._write(batch, result, learning_rate, error, time.monotonic() - started_s)
 
-    def _answer(
-        self, batch: Sequence[Part], result: ServerResult, learning_rate: float, asking: set[str]
-    ) -> float:
-        """Publish every gradient; returns the mean relative error of their quantisation."""
-        errors = []
-        for part, gradient, loss in zip(batch, result.gradients, result.terms.per_window.tolist(), strict=True):
-            encoded = encode(gradient, self._gradient_codec, self._rounding)
-            errors.append(quantisation_error(gradient, decode(encoded)))
-            self._publish(part, "ok", "", loss, learning_rate, part.device in asking, encoded)
+    def _answer(self, batch: Sequence[Part], result: ServerResult, learning_rate: float, asking: set[str]) -> float:
+        """Publish every gradient; returns the mean relative error of their quantisation.
+
+        All are encoded before the first is published: from then on the network thread, and soon the answering thread
+        with the next step's parts, want the interpreter as well, and small operations suffer most from sharing it.
+        """
+        encoded = [encode(gradient, self._gradient_codec, self._rounding) for gradient in result.gradients]
+        errors = [quantisation_error(*pair) for pair in zip(result.gradients, map(decode, encoded), strict=True)]
+        losses = result.terms.per_window.tolist()
+        answers = [
+            self._message(part, "ok", "", loss, learning_rate, part.device in asking, tensor)
+            for part, loss, tensor in zip(batch, losses, encoded, strict=True)
+        ]
+        for part, answer in zip(batch, answers, strict=True):
+            self._link.publish(self._topics.gradient(part.device), answer)
         return sum(errors) / len(errors)
 
     def refuse(self, part: Part, refusal: Refusal) -> None:
         """Tell a device why its part was not computed with."""
-        self._publish(part, refusal.result, refusal.reason, None, 0.0, False, None)
+        answer = self._message(part, refusal.result, refusal.reason, None, 0.0, False, None)
+        self._link.publish(self._topics.gradient(part.device), answer)
 
-    def _publish(
-        self,
+    @staticmethod
+    def _message(
         part: Part,
-        result: str,
+        result: GradientResult,
         reason: str,
         loss: float | None,
         learning_rate: float,
         merge: bool,
         tensor: EncodedTensor | None,
-    ) -> None:
+    ) -> bytes:
         answer = messages.Gradient(
             boot=part.boot,
             step=part.step,
@@ -101,7 +111,7 @@ class Training:
             merge=merge,
             tensor=tensor,
         )
-        self._link.publish(self._topics.gradient(part.device), messages.encode(answer))
+        return messages.encode(answer)
 
     def _write(
         self, batch: Sequence[Part], result: ServerResult, learning_rate: float, error: float, seconds: float
@@ -124,5 +134,6 @@ class Training:
             devices=len({part.device for part in batch}),
             quantisation_error=error,
             seconds=seconds,
+            embedding_ms_p95=self._embedding_ms_p95(),
         )
         self._log.write(metrics)

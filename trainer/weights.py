@@ -1,9 +1,9 @@
 """Versions of the fleet's weights: who trained which block on how many windows, and how their changes are merged.
 
-``new = master + sum_p w_p * change_p`` for each block, over its participants: each device whose cut lies above it and the
-trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is the participant's share of the windows that the
-trainer counted, discounted by staleness. What is published is rounded to the weights' dtype; the rounding error stays in
-``master`` and is published later.
+``new = master + sum_p w_p * change_p`` for each block, over its participants: each device whose cut lies above it and
+the trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is the participant's share of the windows
+that the trainer counted, discounted by staleness. What is published is rounded to the weights' dtype; the rounding
+error stays in ``master`` and is published later.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Contribution:
 
 
 class WeightsLedger:
-    """The merged weights and what has been counted and offered since they were made. ``encoder`` is the live server encoder."""
+    """The merged weights, and what was counted and offered since. ``encoder`` is the live one of the trainer."""
 
     def __init__(self, encoder: Encoder, *, version: int, discount: float, local_cap: int) -> None:
         self._encoder = encoder
@@ -72,7 +72,7 @@ class WeightsLedger:
         self._next_version()
 
     def refuse(self) -> None:
-        """Publish the last good weights again instead: devices drop the refused change when they see it in ``merged``."""
+        """Publish the last good weights again instead: devices drop a refused change that ``merged`` names."""
         self._next_version()
 
     def _next_version(self) -> None:

@@ -1,0 +1,62 @@
+"""The parts of README.md that are generated from the code: ``python -m tests.readme_parts`` writes them anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from common.config import MODELS
+from common.config_reference import markdown, reference
+from common.split import cut_table, format_cut_table
+from trainer.metrics import METRICS
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def configuration() -> str:
+    """Every key of every kind of file."""
+    return "\n\n".join(f"#### `{kind}`\n\n{markdown(reference(model))}" for kind, model in MODELS.items())
+
+
+def metrics() -> str:
+    """Every field of a line of ``metrics.jsonl``."""
+    rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in METRICS.items())
+    return f"| metric | meaning |\n| --- | --- |\n{rows}"
+
+
+def cuts() -> str:
+    """What ``streamsplit plan-cuts`` prints for the default encoder."""
+    from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec
+    from common.encoder import build_encoder
+
+    rows = cut_table(
+        build_encoder("mobile", seed=0),
+        Codec.parse(DEFAULT_ACTIVATIONS_CODEC),
+        gradient_codec=Codec.parse(DEFAULT_GRADIENT_CODEC),
+        weights_dtype="fp16",
+    )
+    return f"```\n{format_cut_table(rows)}\n```"
+
+
+PARTS = {"configuration": configuration, "metrics": metrics, "cuts": cuts}
+
+
+def replaced(text: str) -> str:
+    """``text`` with every generated part written anew.
+
+    Raises:
+        ValueError: a part has no place in it.
+    """
+    for name, make in PARTS.items():
+        begin, end = f"<!-- {name}: generated -->\n", f"\n<!-- /{name} -->"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"README.md has no place for {name}: {begin.strip()} … {end.strip()}")
+        text = f"{before}{begin}{make()}{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(replaced(README.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit(0)

@@ -1,0 +1,93 @@
+"""Without its link a device goes on learning, and comes back by itself; and what never leaves it at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from common import messages
+from common.config import fingerprint, load_fleet
+from common.encoder import build_encoder
+from device.shaped_link import ShapedLink
+from tests.fleet import Fleet
+from trainer.publisher import Publisher
+
+FLOOR = 3
+
+
+@pytest.mark.slow
+def test_a_device_whose_link_is_cut_learns_alone_and_rejoins(tmp_path: Path) -> None:
+    """It stands at the smallest cut that its floor permits: the trainer pins it below."""
+    with Fleet(tmp_path, parts_per_step=4) as fleet, ShapedLink("127.0.0.1", fleet.port) as road:
+        fleet.start_trainer(pins={"a": 1})
+        fleet.start_device("a", url=f"mqtt://127.0.0.1:{road.port}")
+        fleet.start_device("b")
+        fleet.until(lambda: fleet.answered("a") >= 3 and fleet.seen.version >= 1, "both are answered")
+        road.cut()
+        fleet.until(lambda: fleet.seen.status["a"].state == "lost", "the broker tells of the loss")
+        sent, elsewhere = fleet.seen.activations["a"], fleet.answered("b")
+        alone = fleet.local_steps("a")
+        fleet.until(lambda: fleet.local_steps("a") >= alone + 3, "the device learns alone")
+        fleet.until(lambda: fleet.answered("b") >= elsewhere + 3, "the others carry on")
+        assert fleet.seen.activations["a"] == sent
+        road.restore()
+        answered = fleet.answered("a")
+        fleet.until(lambda: fleet.answered("a") >= answered + 3, "the device is answered again")
+        assert fleet.seen.status["a"].state == "ready"
+        learned_alone = [line for line in fleet.journal("a") if line["kind"] == "local"]
+        assert all(line["windows"] == 4 and line["loss"] > 0 for line in learned_alone)
+        assert len([line for line in fleet.journal("a") if line["kind"] == "start"]) == 1
+        fleet.ask_to_stop("a", "b")
+        assert [fleet.exit_status(device) for device in "ab"] == [0, 0]
+        fleet.ask_to_stop("trainer")
+        assert fleet.exit_status("trainer") == 0
+        steps = [line for line in fleet.journal("a") if line["kind"] == "step" and line["result"] == "answered"]
+        assert steps[-1]["cuts"] == {str(FLOOR): 4}
+        assert min(cut for _, cut in fleet.seen.cuts) >= FLOOR
+
+
+@dataclasses.dataclass
+class Asking:
+    """A trainer that refuses every part and asks for what it should not."""
+
+    fleet: Fleet
+
+    def __post_init__(self) -> None:
+        self.link = self.fleet.link("trainer")
+        self.version = 0
+        settings = load_fleet(self.fleet.fleet_file())
+        known, topics = fingerprint(settings), self.fleet.topics
+        publisher = Publisher(self.link, topics, run="a-run", fingerprint=known, dtype=settings.weights_codec)
+        publisher.publish(build_encoder(settings.encoder, seed=0), version=0, merged={})
+        ready = messages.TrainerStatus("ready", "0123456789abcdef", 1, "a-run", known, 0)
+        self.link.retain(topics.trainer_status(), messages.encode(ready))
+        self.fleet.seen.on_part = self.refuse
+
+    def refuse(self, device: str, part: messages.Activations) -> None:
+        answer = messages.Gradient(part.boot, part.step, part.part, "rejected", "a test", None, 0.0, False, None)
+        self.link.publish(self.fleet.topics.gradient(device), messages.encode(answer))
+
+    def ask(self, device: str, *, pinned: int | None, allowed: tuple[int, ...]) -> None:
+        self.version += 1
+        wish = messages.SplitterUpdate(self.version, pinned, allowed)
+        self.link.retain(self.fleet.topics.splitter(device), messages.encode(wish))
+
+
+@pytest.mark.parametrize("floor", [FLOOR, 6])
+def test_nothing_below_the_floor_is_ever_sent_whatever_the_trainer_asks(tmp_path: Path, floor: int) -> None:
+    with Fleet(tmp_path, parts_per_step=1) as fleet:
+        trainer = Asking(fleet)
+        fleet.start_device("a", min_cut=floor, splitter={"kind": "fixed", "cut": floor})
+        wishes: list[tuple[int | None, tuple[int, ...]]] = [(pin, ()) for pin in range(floor)]
+        wishes += [(None, (0,)), (None, (0, 1, 2)), (0, (0, 1)), (64, ()), (None, (64,)), (1, (1, 8))]
+        for pinned, allowed in wishes:
+            trainer.ask("a", pinned=pinned, allowed=allowed)
+            before = fleet.seen.activations["a"]
+            fleet.until(lambda: fleet.seen.activations["a"] >= before + 8, f"more is sent at {pinned}, {allowed}")
+            assert min(cut for _, cut in fleet.seen.cuts) >= floor
+        assert (("a", floor)) in fleet.seen.cuts
+        fleet.ask_to_stop("a")
+        assert fleet.exit_status("a") == 0
+        assert min(cut for _, cut in fleet.seen.cuts) >= floor
