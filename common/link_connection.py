@@ -36,6 +36,7 @@ CONNACK_TIMEOUT_S = 10.0
 # amqtt answers an MQTT 5 CONNECT that carries a will by silence, so an unproven protocol gets less patience.
 UNPROVEN_CONNACK_TIMEOUT_S = 3.0
 SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
+LONGEST_EXPIRY_S = 2**32 - 1  # what MQTT 5 can say
 STABLE_S = 10.0  # a connection that lived this long starts the back-off anew
 IN_FLIGHT = 8  # QoS 1 messages the broker has not acknowledged: 8 x 64 KiB per round trip
 UNSENT_BYTES = 131_072  # how far the kernel may run ahead of the wire: the most an activation waits behind
@@ -258,7 +259,8 @@ class Connection:
         properties = None
         if message.expires_s is not None and self._protocol == MQTT_5:
             properties = Properties(PacketTypes.PUBLISH)
-            properties.MessageExpiryInterval = max(1, math.ceil(message.expires_s - time.monotonic()))
+            left_s = math.ceil(message.expires_s - time.monotonic())
+            properties.MessageExpiryInterval = min(max(1, left_s), LONGEST_EXPIRY_S)
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if message.qos:
             self._in_flight[info.mid] = message

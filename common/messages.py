@@ -43,6 +43,8 @@ Bytes = Annotated[int, whole(0, 2**53)]
 Cut = Annotated[int, whole(0, 64)]
 Part = Annotated[int, whole(0, 1_023)]
 Milliseconds = Annotated[int, whole(0, 2**53)]
+# The others of a batch wait for it, and MQTT 5 has 32 bits for the expiry that follows from it.
+Deadline = Annotated[int, whole(0, 3_600_000)]
 ShortText = Annotated[str, text(64)]
 Name = Annotated[str, text(128)]
 DeviceId = Annotated[str, text(63, IDENTITY.pattern)]
@@ -82,7 +84,7 @@ class Activations:
     last: bool
     cut: Cut
     weights_version: Counter
-    deadline_ms: Milliseconds
+    deadline_ms: Deadline
     segment: Counter
     window_index: Counter
     monotonic_ms: Milliseconds

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 
 from common import messages
-from common.codec import decode_tensor
+from common.codec import Codec, decode_tensor
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
@@ -79,13 +79,13 @@ class Mailbox:
         elif kind is Kind.MANIFEST:
             self._take_manifest(incoming)
         elif kind is Kind.TRAINER_STATUS:
-            self.trainer = messages.decode(TrainerStatus, incoming.payload, limits=self._limits)
-            self._compare(self.trainer.fingerprint)
+            self._take_trainer(incoming)
         elif kind is Kind.SPLITTER:
             update = messages.decode(messages.SplitterUpdate, incoming.payload, limits=self._limits)
             self.pinned_cut, self.allowed_cuts = update.pinned_cut, update.allowed_cuts
         elif kind is Kind.CONFIG:
             desired = messages.decode(messages.DesiredConfig, incoming.payload, limits=self._limits)
+            _check_codec(desired.codec)
             self.codec, self.paused = desired.codec, desired.paused
         elif kind is Kind.STATUS:
             status = messages.decode(messages.DeviceStatus, incoming.payload, limits=self._limits)
@@ -113,6 +113,14 @@ class Mailbox:
         exchange.offer_embedding(answer, received_s=incoming.received_s)
         self.uncertainty, self.uncertainty_at_s = answer.uncertainty, incoming.received_s
 
+    def _take_trainer(self, incoming: Incoming) -> None:
+        status = messages.decode(TrainerStatus, incoming.payload, limits=self._limits)
+        known = self.trainer
+        if status.state == "lost" and not incoming.retained and known is not None and known.boot != status.boot:
+            return  # a late will of an earlier boot; what is retained is the latest, whoever it speaks of
+        self.trainer = status
+        self._compare(status.fingerprint)
+
     def _take_manifest(self, incoming: Incoming) -> None:
         manifest = messages.decode(messages.Manifest, incoming.payload, limits=self._limits)
         self._compare(manifest.fingerprint)
@@ -121,3 +129,11 @@ class Mailbox:
 
     def _compare(self, fingerprint: str) -> None:
         self.other_fingerprint = fingerprint if fingerprint != self._fingerprint else None
+
+
+def _check_codec(text: str | None) -> None:
+    if text is not None:
+        try:
+            Codec.parse(text)
+        except ValueError as error:
+            raise MessageError(f"config: {error}") from error

@@ -43,6 +43,15 @@ class _Sent:
     local_windows: int
 
 
+@dataclass(frozen=True, slots=True)
+class SentChange:
+    """The newest change that was published, for the disk: a manifest may name it after a restart."""
+
+    boot: str
+    seq: int
+    blocks: dict[str, State]
+
+
 class Replica:
     """Weights on one device. Only the main thread touches it."""
 
@@ -55,8 +64,8 @@ class Replica:
         self._arrived: dict[str, tuple[str, bytes]] = {}  # name -> digest, bytes: complete, not applied yet
         self._held: dict[str, str] = {}  # name -> digest of the bytes its base was made from
         self._base: dict[str, State] = {}
-        self._touched: set[str] = set()
-        self._sent: OrderedDict[int, _Sent] = OrderedDict()
+        self._trained: set[str] = set()  # since the newest change was packed
+        self._sent: OrderedDict[tuple[str, int], _Sent] = OrderedDict()  # by boot and seq
         self._manifest: Manifest | None = None
         self._applied: dict[str, str] = {}  # name -> digest in the version held
         self._seq = 0
@@ -137,12 +146,12 @@ class Replica:
         return unpack_state(self._arrived[name][1], shapes)
 
     def _take_merged(self, manifest: Manifest) -> dict[str, State]:
-        boot, seq = manifest.merged.get(self._device, ("", -1))
-        if boot != self._boot or seq not in self._sent:
+        merged = manifest.merged.get(self._device)
+        if merged is None or merged not in self._sent:
             return {}
-        sent = self._sent[seq]
-        for old in [key for key in self._sent if key <= seq]:
-            del self._sent[old]
+        sent = self._sent[merged]
+        while merged in self._sent:
+            self._sent.popitem(last=False)
         self.windows -= sent.windows
         self.local_windows -= sent.local_windows
         return sent.blocks
@@ -163,26 +172,30 @@ class Replica:
         target = base if fresh is None else fresh
         self._base[name] = target
         load_block(self._encoder, name, {key: target[key] + unsent[key] for key in local})
-        if not any(bool(value.any()) for value in unsent.values()):
-            self._touched.discard(name)
 
     def trained(self, blocks: Iterable[str], *, windows: int, local_windows: int = 0) -> None:
         """Note that an optimizer step moved ``blocks`` here."""
-        self._touched.update(blocks)
+        self._trained.update(blocks)
         self.windows += windows
         self.local_windows += local_windows
 
     def change(self) -> Change | None:
         """The whole change since the base, packed; None without one. It stays unsent until a manifest names it."""
-        if not self._touched:
+        changed = self._changed()
+        if not changed:
             return None
-        blocks = self._unsent(sorted(self._touched))
+        blocks = self._unsent(sorted(changed))
         blob = pack_blocks(blocks, self._dtype)
         self._seq += 1
-        self._sent[self._seq] = _Sent(unpack_blocks(blob, blocks), self.windows, self.local_windows)
+        self._trained.clear()
+        self._sent[self._boot, self._seq] = _Sent(unpack_blocks(blob, blocks), self.windows, self.local_windows)
         while len(self._sent) > SENT_KEPT:
             self._sent.popitem(last=False)
         return Change(self._seq, self.version, self.windows, self.local_windows, blob)
+
+    def _changed(self) -> set[str]:
+        """Blocks with more than a rounding error to tell: trained since, or in the newest change and not merged yet."""
+        return self._trained | (set(next(reversed(self._sent.values())).blocks) if self._sent else set())
 
     def _unsent(self, blocks: Iterable[str]) -> dict[str, State]:
         states = {name: block_state(self._encoder, name) for name in blocks}
@@ -190,15 +203,29 @@ class Replica:
             name: {key: value - self._base[name][key] for key, value in state.items()} for name, state in states.items()
         }
 
-    def snapshot(self) -> tuple[dict[str, State], dict[str, State]]:
-        """``(base, change)`` of every block, for the disk."""
-        return self._base, self._unsent(self._touched)
+    def snapshot(self) -> tuple[dict[str, State], dict[str, State], SentChange | None]:
+        """``(base, change, sent)``, for the disk: every block, what was learned since, and what of it was published."""
+        sent = None
+        if self._sent:
+            (boot, seq), newest = next(reversed(self._sent.items()))
+            sent = SentChange(boot, seq, newest.blocks)
+        return self._base, self._unsent(sorted(self._changed())), sent
 
-    def restore(self, base: dict[str, State], change: dict[str, State], *, run: str, version: int) -> None:
-        """Stand where a snapshot stood; the change is unsent again."""
+    def restore(
+        self,
+        base: dict[str, State],
+        change: dict[str, State],
+        *,
+        run: str,
+        version: int,
+        sent: SentChange | None = None,
+    ) -> None:
+        """Stand where a snapshot stood; the change is unsent again, but for what a manifest says was merged."""
         for name, state in base.items():
             self._base[name] = state
             extra = change.get(name)
             load_block(self._encoder, name, {k: v + extra[k] for k, v in state.items()} if extra else state)
-        self._touched = set(change)
+        self._trained = set(change)
+        if sent is not None:
+            self._sent[sent.boot, sent.seq] = _Sent(sent.blocks, 0, 0)
         self.run, self.version = run, version

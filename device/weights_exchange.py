@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from common import messages
@@ -9,6 +10,7 @@ from common.change_blob import State
 from common.chunks import split
 from common.codec import digest
 from common.encoder import Encoder
+from common.errors import MessageError
 from common.link import Link
 from common.split import block_state, client_names, names
 from common.topics import Topics
@@ -16,6 +18,7 @@ from device import weights_file
 from device.following import Following
 from device.replica import Replica
 
+LOG = logging.getLogger(__name__)
 REFRESH_VERSIONS = 20  # how seldom the blocks beyond the cut are fetched again, for learning without the link
 SAVE_VERSIONS = 5  # how seldom the disk is written: a memory card wears
 
@@ -51,13 +54,20 @@ class WeightsExchange:
     def keep_up(self, *, cut: int, target: int) -> bool:
         """Between steps: move to the newest version if all that ``cut`` needs is here; True if the weights moved."""
         needed = client_names(cut) if self._replica.initialised else self._names
-        moved = self._replica.apply(needed)
+        moved = self._apply(needed)
         if not self._replica.missing(self._names):
             self._refreshed_version = self._replica.version
         self._following.follow(self._wanted(max(cut, target)))
         if moved and (self._saved_version < 0 or self._replica.version - self._saved_version >= SAVE_VERSIONS):
             self.save()
         return moved
+
+    def _apply(self, needed: tuple[str, ...]) -> bool:
+        try:
+            return self._replica.apply(needed)
+        except MessageError as error:
+            LOG.warning("weights version %d is not applied: %s", self._replica.announced_version, error)
+            return False
 
     def _wanted(self, deepest: int) -> tuple[str, ...]:
         due = self._replica.announced_version - self._refreshed_version >= REFRESH_VERSIONS
@@ -87,8 +97,8 @@ class WeightsExchange:
 
     def save(self) -> None:
         """Write what this device knows to its disk."""
-        base, change = self._replica.snapshot()
-        stored = weights_file.StoredWeights(self._replica.run, self._replica.version, base, change)
+        base, change, sent = self._replica.snapshot()
+        stored = weights_file.StoredWeights(self._replica.run, self._replica.version, base, change, sent)
         weights_file.write(self._path, stored, fingerprint=self._fingerprint)
         self._saved_version = self._replica.version
 
@@ -101,5 +111,5 @@ class WeightsExchange:
         stored = weights_file.read(self._path, self._shapes, fingerprint=self._fingerprint)
         if stored is None:
             return False
-        self._replica.restore(stored.base, stored.change, run=stored.run, version=stored.version)
+        self._replica.restore(stored.base, stored.change, run=stored.run, version=stored.version, sent=stored.sent)
         return True

@@ -14,22 +14,28 @@ import msgpack
 
 from common.change_blob import State, pack_blocks, unpack_blocks
 from common.errors import MessageError
+from device.replica import SentChange
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """What the file holds: the fleet's weights at ``version`` of ``run`` and the change learned here since."""
+    """What the file holds: the fleet's weights at ``version`` of ``run`` and the change learned here since.
+
+    ``sent``: what of the change was published and may have been merged while the device was away.
+    """
 
     run: str
     version: int
     base: dict[str, State]
     change: dict[str, State]
+    sent: SentChange | None = None
 
 
 def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
     """Write atomically: temporary file, fsync, rename."""
+    sent = stored.sent
     body = msgpack.packb(
         {
             "file": FILE_VERSION,
@@ -38,6 +44,7 @@ def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
             "version": stored.version,
             "base": pack_blocks(stored.base, "fp32"),
             "change": pack_blocks(stored.change, "fp32"),
+            "sent": (sent.boot, sent.seq, pack_blocks(sent.blocks, "fp32")) if sent else None,
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,4 +71,8 @@ def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWei
     if content.get("file") != FILE_VERSION or content["fingerprint"] != fingerprint:
         return None
     base, change = unpack_blocks(content["base"], shapes), unpack_blocks(content["change"], shapes)
-    return StoredWeights(content["run"], content["version"], base, change)
+    sent = None
+    if content["sent"]:
+        boot, seq, blob = content["sent"]
+        sent = SentChange(boot, seq, unpack_blocks(blob, shapes))
+    return StoredWeights(content["run"], content["version"], base, change, sent)

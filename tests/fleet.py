@@ -291,18 +291,20 @@ class Fleet:
         held: dict[str, str] = {}
         manifest: messages.Manifest | None = None
 
-        def matches() -> bool:
+        def take(incoming: Incoming) -> None:
             nonlocal manifest
+            if parse(incoming.topic).kind is Kind.MANIFEST:
+                manifest = messages.decode(messages.Manifest, incoming.payload)
+                return
+            chunk = messages.decode(messages.WeightsChunk, incoming.payload)
+            blob = arriving[chunk.name].add((chunk.run, chunk.weights_version), chunk.index, chunk.count, chunk.data)
+            if blob is not None:
+                held[chunk.name] = digest(blob)
+
+        def matches() -> bool:
             while (incoming := newcomer.receive(0.0)) is not None:
-                if incoming.retained and not incoming.payload:
-                    continue
-                if parse(incoming.topic).kind is Kind.MANIFEST:
-                    manifest = messages.decode(messages.Manifest, incoming.payload)
-                else:
-                    chunk = messages.decode(messages.WeightsChunk, incoming.payload)
-                    key = (chunk.run, chunk.weights_version)
-                    blob = arriving[chunk.name].add(key, chunk.index, chunk.count, chunk.data)
-                    held.update({} if blob is None else {chunk.name: digest(blob)})
+                with contextlib.suppress(MessageError) if self.seen.hostile else contextlib.nullcontext():
+                    take(incoming)
             return manifest is not None and held == {name: entry.digest for name, entry in manifest.entries.items()}
 
         self.until(matches, "the retained weights match the retained manifest", timeout_s)

@@ -97,7 +97,13 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
             max(progress.weights_version, retained_version(link, topics, boot=boot, presence=presence, stop=stop)) + 1
         )
         LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, version, software())
-        ledger = WeightsLedger(encoder, version=version, discount=STALENESS_DISCOUNT, local_cap=LOCAL_WINDOWS_CAP)
+        ledger = WeightsLedger(
+            encoder,
+            version=version,
+            discount=STALENESS_DISCOUNT,
+            local_cap=LOCAL_WINDOWS_CAP,
+            merged=progress.merged,
+        )
         lockstep = settings.speed == "fast"
         plan = MergePlan(
             merge_every=settings.merge_every, deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s
@@ -146,7 +152,13 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
             )
 
             def save_checkpoint() -> None:
-                counted = (ledger.version, training.steps, training.windows, tuple(guard.accepted_ranks()))
+                counted = (
+                    ledger.version,
+                    training.steps,
+                    training.windows,
+                    tuple(guard.accepted_ranks()),
+                    ledger.merged,
+                )
                 checkpoint.save(
                     settings.state_directory,
                     to_checkpoint(state, progress.run, fingerprint, fleet.encoder, *counted),

@@ -7,6 +7,7 @@ wait for the training step that runs beside it.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -30,6 +31,9 @@ EMBEDDING_CODEC = Codec.parse("int8")  # 192 values: the error is below 1 %, the
 LOG = logging.getLogger(__name__)
 INBOX_CAPACITY = 4096
 IDLE_S = 0.2
+LARGEST_ACTIVATION = 1e6  # behind a normalisation they are below 100; squares of far larger ones leave float32
+PAUSE_S = 0.002  # without a message: the burst is over that a fleet sends when it has its gradients
+BURST_S = 0.01  # after which the oldest part is answered though the burst goes on
 LATENCIES_KEPT = 512
 GROUP = 16  # parts embedded at once: no slower than more, and the first need not wait for the last
 
@@ -54,6 +58,9 @@ class Control:
     message: DeviceMessage
 
 
+Inbox = Sequence[Part | Control] | BaseException
+
+
 class Answering:
     """Owns the receiving side of the link; the training thread reads `inbox`."""
 
@@ -73,7 +80,7 @@ class Answering:
         self._stream_time = stream_time
         self._compute = compute
         self.snapshot = snapshot
-        self.inbox: queue.Queue[Part | Control | BaseException] = queue.Queue(INBOX_CAPACITY)
+        self.inbox: queue.Queue[Inbox] = queue.Queue(INBOX_CAPACITY)
         self.refused: Counter[str] = Counter()
         self._answer_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
         self._stop = threading.Event()
@@ -90,12 +97,16 @@ class Answering:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        """Decode whatever has come, then answer one group of parts, so that training waits for no answer."""
+        """Decode what comes until it pauses, then answer one group of parts: training waits for parts, not for answers."""
         unanswered: list[tuple[Part, float]] = []
         try:
             while not self._stop.is_set():
-                unanswered += self._take(self._drain(0.0 if unanswered else IDLE_S))
-                unanswered = self._answer(unanswered)
+                oldest_s = unanswered[0][1] if unanswered else math.inf
+                young = time.monotonic() - oldest_s < BURST_S
+                came = self._drain(IDLE_S if not unanswered else PAUSE_S if young else 0.0)
+                unanswered += self._take(came)
+                if not came or not young:
+                    unanswered = self._answer(unanswered)
         except BaseException as error:  # noqa: BLE001  our own bug: the training thread raises it and the process ends loudly
             self.inbox.put(error)
 
@@ -109,16 +120,18 @@ class Answering:
 
     def _take(self, waiting: Sequence[Incoming]) -> list[tuple[Part, float]]:
         """Hand on what came; the parts that want an embedding, with the time of their arrival."""
-        wanting = []
+        items, wanting = [], []
         for incoming in waiting:
             try:
                 item = self._decode(incoming)
             except MessageError as error:
                 self.refuse(incoming.topic, len(incoming.payload), error)
                 continue
-            self.inbox.put(item)
+            items.append(item)
             if isinstance(item, Part) and item.cut < self.snapshot.encoder.depth:
                 wanting.append((item, incoming.received_s))
+        if items:
+            self.inbox.put(items)
         return wanting
 
     def _decode(self, incoming: Incoming) -> Part | Control:
@@ -141,6 +154,9 @@ class Answering:
         if message.cut > encoder.depth:
             raise MessageError(f"activations: cut {message.cut} of an encoder of {encoder.depth} blocks")
         shape = (2, *encoder.activation_shape(message.cut))
+        activations = decode_tensor(message.tensor, shape, self._limits)
+        if float(activations.abs().max()) > LARGEST_ACTIVATION:
+            raise MessageError(f"activations: a value beyond {LARGEST_ACTIVATION:g}")
         assert address.device is not None
         return Part(
             device=address.device,
@@ -155,7 +171,7 @@ class Answering:
             window_index=message.window_index,
             time_s=message.monotonic_ms / 1000 if self._stream_time else incoming.received_s,
             room=message.room,
-            activations=decode_tensor(message.tensor, shape, self._limits),
+            activations=activations,
         )
 
     def _answer(self, unanswered: list[tuple[Part, float]]) -> list[tuple[Part, float]]:

@@ -19,7 +19,7 @@ from common.link import Link
 from common.mixture_memory import MixtureMemory
 from common.split import load_block
 from common.topics import Topics
-from trainer.answering import Answering, Control, Snapshot
+from trainer.answering import Answering, Control, Inbox, Snapshot
 from trainer.batcher import Batcher, Part
 from trainer.collapse_guard import CollapseGuard
 from trainer.merging import MergePlan
@@ -135,6 +135,8 @@ class TrainerLoop:
 
     def _collect(self, device: str, chunk: messages.UpdateChunk) -> None:
         try:
+            if not self._registry.knows(device, chunk.boot):
+                raise MessageError(f"update {chunk.seq}: this boot of {device} is not known, or configured otherwise")
             contribution = self._updates.offer(device, chunk)
         except MessageError as error:
             self._answering.refuse(self._topics.update(device, chunk.index), len(chunk.data), error)
@@ -179,7 +181,7 @@ def _patience(batcher: Batcher) -> float:
     return POLL_S if left is None else min(POLL_S, left)
 
 
-def _waiting(inbox: queue.Queue[Part | Control | BaseException], timeout_s: float) -> Sequence[Part | Control]:
+def _waiting(inbox: queue.Queue[Inbox], timeout_s: float) -> Sequence[Part | Control]:
     """Everything that waits, the first for at most ``timeout_s``; raises what the other thread died of."""
     items: list[Part | Control] = []
     try:
@@ -187,7 +189,7 @@ def _waiting(inbox: queue.Queue[Part | Control | BaseException], timeout_s: floa
         while True:
             if isinstance(item, BaseException):
                 raise item
-            items.append(item)
+            items.extend(item)
             item = inbox.get_nowait()
     except queue.Empty:
         return items

@@ -44,6 +44,11 @@ class Registry:
         same = known is not None and known.boot == status.boot and known.state == "ready"
         return "unchanged" if same else "joined"
 
+    def knows(self, device: str, boot: str) -> bool:
+        """Whether this boot of the device has shown itself, and speaks for the same configuration."""
+        known = self._newest.get(device)
+        return known is not None and known.boot == boot and known.fingerprint == self._fingerprint
+
     @staticmethod
     def _is_older(known: DeviceStatus, status: DeviceStatus) -> bool:
         if status.boot != known.boot:

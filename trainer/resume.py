@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,18 +28,23 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come. ``ranks``: effective ranks of the accepted merges, for the collapse guard."""
+    """How far a run has come.
+
+    ``ranks``: effective ranks of the accepted merges, for the collapse guard. ``merged``: device -> (boot, seq) of its
+    latest change in these weights, so that it is not merged a second time.
+    """
 
     run: str
     weights_version: int
     steps: int
     windows: int
     ranks: tuple[float, ...]
+    merged: dict[str, tuple[str, int]]
 
 
 def fresh_run() -> Progress:
     """The beginning of a run with an identity of its own."""
-    return Progress(secrets.token_hex(8), -1, 0, 0, ())
+    return Progress(secrets.token_hex(8), -1, 0, 0, (), {})
 
 
 def to_checkpoint(
@@ -50,6 +56,7 @@ def to_checkpoint(
     steps: int,
     windows: int,
     ranks: tuple[float, ...],
+    merged: Mapping[str, tuple[str, int]],
 ) -> Checkpoint:
     """Everything of ``state`` as plain data."""
     rest: dict[str, object] = {
@@ -58,6 +65,7 @@ def to_checkpoint(
         "directions": state.directions.get_state(),
         "rounding": state.rounding.get_state(),
         "ranks": list(ranks),
+        "merged": dict(merged),
     }
     return Checkpoint(
         run=run,
@@ -79,4 +87,5 @@ def restore(saved: Checkpoint, state: State) -> Progress:
     state.mixture.load_state_dict(rest["mixture"])
     state.directions.set_state(rest["directions"])
     state.rounding.set_state(rest["rounding"])
-    return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]))
+    merged = {device: (boot, seq) for device, (boot, seq) in rest["merged"].items()}
+    return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]), merged)

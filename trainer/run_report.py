@@ -32,27 +32,26 @@ class DeviceRun:
 
 def read_device(path: Path) -> DeviceRun:
     """Add up a ``steps.jsonl``; a restarted device counts bytes and windows anew, so its lives are added."""
-    run, life_up, life_down, life_windows = DeviceRun(), 0, 0, 0
+    run = DeviceRun()
+    life: Mapping[str, int] = {}
     for line in _lines(path):
         if line["kind"] == "start":
-            run.bytes_up, run.bytes_down, run.windows = (
-                run.bytes_up + life_up,
-                run.bytes_down + life_down,
-                run.windows + life_windows,
-            )
-            life_up = life_down = life_windows = 0
+            _add_life(run, life)
+            life = {}
             continue
-        life_up, life_down, life_windows = line["bytes_up"], line["bytes_down"], line["window"]
+        life = line
         if line["kind"] == "local":
             run.local_steps += 1
         elif line["kind"] == "step":
             _add_step(run, line)
-    run.bytes_up, run.bytes_down, run.windows = (
-        run.bytes_up + life_up,
-        run.bytes_down + life_down,
-        run.windows + life_windows,
-    )
+    _add_life(run, life)
     return run
+
+
+def _add_life(run: DeviceRun, last: Mapping[str, int]) -> None:
+    run.windows += last.get("window", 0)
+    run.bytes_up += last.get("bytes_up", 0)
+    run.bytes_down += last.get("bytes_down", 0)
 
 
 def _add_step(run: DeviceRun, line: Mapping[str, Any]) -> None:

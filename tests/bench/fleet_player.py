@@ -84,11 +84,11 @@ class Fleet:
             incoming = self._link.receive(PATIENCE_S)
             if incoming is None:
                 raise TimeoutError(f"no answer for {PATIENCE_S:g} s; {to_come} still to come")
-            device = self._take(incoming)
-            if device is not None:
+            answered = self._take(incoming)
+            if answered is not None:
                 to_come -= 1
-                if len(self._answers[device]) % len(self._tensors[device]) == 0:
-                    self._send(device, waiting[device])
+                if len(self._answers[answered]) % len(self._tensors[answered]) == 0:
+                    self._send(answered, waiting[answered])
         wall_s, cpu_s = time.monotonic() - started_s, time.process_time() - started_cpu_s
         windows = self._check_answers()
         return {"windows": windows, "embeddings": self._embeddings, "wall_s": wall_s, "cpu_s": cpu_s}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from broker import mosquitto
 from tests.fleet import Fleet, digests
 
 CUT = 5
@@ -63,11 +62,10 @@ def assert_only_published_versions(fleet: Fleet, device: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(mosquitto.find() is None, reason="no mosquitto on this machine")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whoever_is_killed_the_rest_carry_on_and_the_run_finishes(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    with Fleet(tmp_path, broker="mosquitto", parts_per_step=4) as fleet:
+    with Fleet(tmp_path, parts_per_step=4) as fleet:
         fleet.start_trainer()
         fleet.start_device("a", windows=None)
         fleet.start_device("b", windows=None)

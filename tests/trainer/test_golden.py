@@ -127,7 +127,7 @@ def test_a_cut_that_changes_every_step_makes_no_difference(encoder_name: str) ->
     steps = [
         fleet.step(h, {"a": cut}, learning_rate=LEARNING_RATE["sgd"]) for h, cut in zip(stream, moves, strict=True)
     ]
-    assert_equal(fleet, steps, plain)
+    assert_equal(fleet, steps, plain, {"a": DEPTH})
 
 
 @pytest.mark.usefixtures("_smooth")

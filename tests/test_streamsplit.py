@@ -1,0 +1,80 @@
+"""The command line: every verb answers, and a demonstration ends with a report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import streamsplit
+
+KEYS = {
+    "broker", "devices", "windows", "steps", "bytes", "latency_ms", "loss", "probe", "effective_rank", "cuts",
+    "weights_version", "wall_s",
+}  # fmt: skip
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One call of the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "streamsplit", *arguments], capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.mark.parametrize("verb", streamsplit.VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        streamsplit.main([verb, "--help"])
+    assert done.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        streamsplit.main(["train"])
+    assert done.value.code == 2
+    assert "plan-cuts" in capsys.readouterr().err
+
+
+def test_plan_cuts_prints_a_line_for_every_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert streamsplit.main(["plan-cuts"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["cut", *map(str, range(9))]
+
+
+def test_a_demonstration_on_unlabelled_recordings_reports_without_a_probe(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        samples = (3000 * rng.standard_normal(48_000)).astype(np.int16)
+        (tmp_path / "sounds").mkdir(exist_ok=True)
+        with wave.open(str(tmp_path / "sounds" / f"{number}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(samples.tobytes())
+    (tmp_path / "sounds" / "broken.wav").write_bytes(b"not audio")
+    out = tmp_path / "out"
+    given = ["--devices", "2", "--windows", "50", "--data", str(tmp_path / "sounds"), "--out", str(out)]
+    done = run("demo", *given, "--broker", "embedded", "--set", "merge_every=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert set(report) >= KEYS
+    assert report["broker"] == "embedded"
+    assert report["windows"] == 50
+    assert report["steps"]["answered"] == report["steps"]["sent"] == 8
+    assert report["probe"]["trained"] is None
+    assert report["bytes"]["pcm16"] == 50 * 30_720
+    assert report["weights_version"] > 0
+    assert (out / "report.png").stat().st_size > 10_000
+
+
+def test_a_demonstration_that_cannot_start_says_why(tmp_path: Path) -> None:
+    done = run("demo", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 78
+    assert "no audio" in done.stderr
+    assert "Traceback" not in done.stderr

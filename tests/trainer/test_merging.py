@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from trainer.merging import MergePlan
+
+
+def plan(merge_every: int = 3) -> MergePlan:
+    return MergePlan(merge_every=merge_every, deadline_s=5.0)
+
+
+def test_devices_are_asked_for_their_change_with_the_answers_of_every_nth_batch() -> None:
+    merging = plan(3)
+    assert merging.closed(["a", "b"], now_s=0.0) == set()
+    assert merging.closed(["a", "b"], now_s=1.0) == set()
+    assert merging.closed(["a", "b"], now_s=2.0) == {"a", "b"}
+
+
+def test_nothing_is_due_before_anybody_was_asked() -> None:
+    merging = plan(2)
+    merging.closed(["a"], now_s=0.0)
+    assert not merging.due(live=["a"], offered=["a"], now_s=1e9)
+
+
+def test_the_merge_comes_when_every_live_device_that_trained_has_given_its_change() -> None:
+    merging = plan(1)
+    merging.closed(["a", "b"], now_s=0.0)
+    assert not merging.due(live=["a", "b", "idle"], offered=["a"], now_s=1.0)
+    assert merging.due(live=["a", "b", "idle"], offered=["a", "b"], now_s=1.0)
+
+
+def test_a_device_that_has_gone_is_not_waited_for() -> None:
+    merging = plan(1)
+    merging.closed(["a", "b"], now_s=0.0)
+    assert merging.due(live=["a"], offered=["a"], now_s=1.0)
+
+
+def test_after_the_deadline_the_merge_takes_what_is_there() -> None:
+    merging = plan(1)
+    merging.closed(["a", "b"], now_s=10.0)
+    assert not merging.due(live=["a", "b"], offered=[], now_s=14.9)
+    assert merging.due(live=["a", "b"], offered=[], now_s=15.0)
+
+
+def test_a_device_is_asked_once_and_one_that_missed_the_batch_when_it_next_trains() -> None:
+    merging = plan(2)
+    merging.closed(["a", "b"], now_s=0.0)
+    assert merging.closed(["a"], now_s=1.0) == {"a"}
+    assert merging.closed(["a", "b"], now_s=2.0) == {"b"}
+    assert merging.closed(["a", "b"], now_s=3.0) == set()
+    assert merging.due(live=["a", "b"], offered=[], now_s=6.0), "the deadline counts from the first question"
+
+
+def test_after_a_merge_counting_starts_anew() -> None:
+    merging = plan(2)
+    merging.closed(["a"], now_s=0.0)
+    merging.closed(["a"], now_s=0.0)
+    merging.merged()
+    assert not merging.due(live=[], offered=[], now_s=1e9)
+    assert merging.closed(["a"], now_s=0.0) == set()
+    assert merging.closed(["a"], now_s=0.0) == {"a"}
