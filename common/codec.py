@@ -33,7 +33,7 @@ from common.state_blob import digest, pack_state, unpack_state
 
 __all__ = [
     "DEFAULT_ACTIVATIONS_CODEC", "DEFAULT_GRADIENT_CODEC", "Codec", "EncodedTensor", "decode", "decode_tensor",
-    "digest", "encode", "pack_state", "quantisation_error", "unpack_state",
+    "digest", "encode", "pack_state", "quantisation_error", "rows", "unpack_state",
 ]  # fmt: skip
 
 Dtype = Literal["fp32", "fp16", "int8", "int4"]
@@ -184,6 +184,25 @@ def decode_tensor(encoded: EncodedTensor, expected_shape: tuple[int, ...], limit
     if encoded.shape != expected_shape:
         raise MessageError(f"shape: {list(encoded.shape)} instead of {list(expected_shape)}")
     return decode(encoded, limits)
+
+
+def rows(encoded: EncodedTensor) -> list[EncodedTensor]:
+    """The samples of ``[N, ...]``, each as if it had been encoded alone: many small ones in the time of a few.
+
+    Raises:
+        ValueError: a codec whose samples do not lie one behind the other in whole bytes.
+    """
+    codec, count = Codec.parse(encoded.codec), encoded.shape[0]
+    shape = (1, *encoded.shape[1:])
+    scale, data = codec.scale_bytes(shape), codec.data_bytes(shape)
+    if codec.scale != "sample" or codec.entropy != "none" or data * count != len(encoded.data):
+        raise ValueError(f"{encoded} cannot be taken apart")
+    return [
+        EncodedTensor(
+            encoded.codec, shape, encoded.scale[i * scale : (i + 1) * scale], encoded.data[i * data : (i + 1) * data]
+        )
+        for i in range(count)
+    ]
 
 
 def quantisation_error(original: Tensor, decoded: Tensor) -> float:

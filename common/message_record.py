@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from common.errors import MessageError
 from common.limits import Limits
@@ -21,7 +21,6 @@ KEYS = {
 }  # fmt: skip
 
 
-@runtime_checkable
 class Checked(Protocol):
     """A record with a rule about several fields at once; it raises `MessageError` that names the field to blame."""
 
@@ -45,16 +44,18 @@ class Record:
 
     made: type[Any]
     fields: tuple[Field, ...]
+    keys: frozenset[str]
+    checks: bool  # `made` is `Checked`: asked once, for asking an object costs as much as half of decoding it
 
     def load(self, raw: object, path: str, limits: Limits) -> Any:
         """See `Rule`."""
         if not isinstance(raw, dict):
             raise wrong(path, "a map", raw)
-        unknown = raw.keys() - {field.key for field in self.fields}
+        unknown = raw.keys() - self.keys
         if unknown:
             raise MessageError(f"{_join(path, repr(min(unknown))[:40])}: unknown field")
         made = self.made(**{field.name: self._load_field(field, raw, path, limits) for field in self.fields})
-        _check(made, path, limits)
+        self._check(made, path, limits)
         return made
 
     def dump(self, value: object, path: str) -> dict[str, Any]:
@@ -63,13 +64,20 @@ class Record:
             raise wrong(path, f"a {self.made.__name__}", value)
         fields = self.fields
         dumped = {field.key: field.rule.dump(getattr(value, field.name), _join(path, field.name)) for field in fields}
-        _check(value, path, Limits())
+        self._check(value, path, Limits())
         return {key: item for key, item in dumped.items() if item is not None}
 
     def _load_field(self, field: Field, raw: dict[str, object], path: str, limits: Limits) -> Any:
         if field.key not in raw and not field.optional:
             raise MessageError(f"{_join(path, field.name)}: missing")
         return field.rule.load(raw.get(field.key), _join(path, field.name), limits)
+
+    def _check(self, made: object, path: str, limits: Limits) -> None:
+        if self.checks:
+            try:
+                cast("Checked", made).check(limits)
+            except MessageError as error:
+                raise MessageError(_join(path, str(error))) from error
 
 
 def record(made: type[Any]) -> Record:
@@ -81,7 +89,8 @@ def record(made: type[Any]) -> Record:
     hints = typing.get_type_hints(made, include_extras=True)
     names = [field.name for field in dataclasses.fields(made)]
     rules = {name: _rule_of(hints[name], f"{made.__name__}.{name}") for name in names}
-    return Record(made, tuple(Field(name, KEYS.get(name, name), rules[name], _may_miss(rules[name])) for name in names))
+    fields = tuple(Field(name, KEYS.get(name, name), rules[name], _may_miss(rules[name])) for name in names)
+    return Record(made, fields, frozenset(field.key for field in fields), hasattr(made, "check"))
 
 
 def _may_miss(rule: Rule) -> bool:
@@ -93,7 +102,7 @@ def _rule_of(hint: Any, path: str, most: int | None = None) -> Rule:
     if origin is Annotated and isinstance(arguments[1], Most):
         return _rule_of(arguments[0], path, arguments[1].length)
     if origin is Annotated:
-        return typing.cast("Rule", arguments[1])
+        return cast("Rule", arguments[1])
     if hint is bool:
         return flag()
     if origin is Literal:
@@ -110,14 +119,6 @@ def _rule_of(hint: Any, path: str, most: int | None = None) -> Rule:
     if origin is dict and most is not None:
         return Table(inner[0], inner[1], most)
     raise TypeError(f"{path}: {hint} has no rule")
-
-
-def _check(made: object, path: str, limits: Limits) -> None:
-    if isinstance(made, Checked):
-        try:
-            made.check(limits)
-        except MessageError as error:
-            raise MessageError(_join(path, str(error))) from error
 
 
 def _join(path: str, name: str) -> str:

@@ -37,6 +37,7 @@ class Wire:
 
 
 MESSAGE_TYPES: dict[type[Any], Wire] = {}
+_BY_TAG: dict[str, type[Any]] = {}
 
 
 def message(tag: str, *, max_bytes: int) -> Callable[[type[Message]], type[Message]]:
@@ -44,6 +45,7 @@ def message(tag: str, *, max_bytes: int) -> Callable[[type[Message]], type[Messa
 
     def register(made: type[Message]) -> type[Message]:
         MESSAGE_TYPES[made] = Wire(tag, max_bytes, record(made))
+        _BY_TAG[tag] = made
         made.__str__ = _describe  # type: ignore[method-assign]
         return made
 
@@ -94,7 +96,7 @@ def decode_any(payload: bytes, *, limits: Limits = Limits()) -> object:  # noqa:
         MessageError: as `decode`.
     """
     tag = _open(payload, limits.max_message_bytes, limits)["t"]
-    return decode(next(made for made, wire in MESSAGE_TYPES.items() if wire.tag == tag), payload, limits=limits)
+    return decode(_BY_TAG[tag], payload, limits=limits)
 
 
 def _open(payload: bytes, most_bytes: int, limits: Limits) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _open(payload: bytes, most_bytes: int, limits: Limits) -> dict[str, Any]:
     version, tag = raw.get("v"), raw.get("t")
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise wrong("v", f"protocol version {PROTOCOL_VERSION}", version)
-    if not isinstance(tag, str) or tag not in {wire.tag for wire in MESSAGE_TYPES.values()}:
+    if not isinstance(tag, str) or tag not in _BY_TAG:
         raise wrong("t", "a type of message", tag)
     return raw
 

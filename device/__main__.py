@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from common.codec import Codec
 from common.config_models import DeviceConfig
 from common.encoder import Encoder, build_encoder
 from common.errors import MessageError
+from common.link import Link
 from common.link_address import BrokerAddress
 from common.log_mel import LogMel
 from common.process import EXIT_UNAVAILABLE, new_boot, open_link, run_process, software, stop_on_signals
@@ -33,7 +35,7 @@ from device.mailbox import Mailbox
 from device.presence import Presence, last_will
 from device.replica import Replica
 from device.senses import Senses
-from device.sources import open_source
+from device.sources import Source, open_source
 from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
 from device.telemetry import ResourceSampler
 from device.views import Views
@@ -47,6 +49,13 @@ DATA_CAPACITY = 512
 OUTBOUND_CAPACITY = 1024  # a whole change of the largest encoder, 350 chunks, and the activations beside it
 LOCAL_TEMPERATURE = 0.1
 FAST_DEADLINE_SHARE = 0.8  # in fast mode a batch closes by the set of live devices, the deadline only ends a hang
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    device: str
+    boot: str
+    fingerprint: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,125 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def listen(settings: DeviceConfig, stop: threading.Event) -> None:
     """Build every part from the settings and run the loop."""
     torch.set_num_threads(1)
-    fleet = settings.fleet
-    topics = Topics(fleet.fleet)
-    fingerprint = config.fingerprint(fleet)
-    boot = new_boot()
-    encoder = build_encoder(fleet.encoder, seed=0)
-    codec = Codec.parse(settings.codec)
-    LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, weights_dtype=fleet.weights_codec)))
-    source = open_source(
-        settings.source.kind,
-        path=settings.source.path,
-        list_file=settings.source.list,
-        order=settings.source.order,
-        repeat=settings.source.repeat,
-        card=settings.source.card,
-        classes=settings.source.classes,
-        seed=settings.source.seed,
-        speed=settings.speed,
-    )
+    identity = _Identity(settings.id, new_boot(), config.fingerprint(settings.fleet))
+    topics = Topics(settings.fleet.fleet)
+    source = _source(settings)  # first: a folder that cannot be used is said before anything is started
     shaped = _shaped_link(settings)
     link = open_link(
-        fleet,
-        client_id=f"{fleet.fleet}-{settings.id}",
-        will=last_will(topics, settings.id, boot=boot, software=software(), fingerprint=fingerprint),
+        settings.fleet,
+        client_id=f"{settings.fleet.fleet}-{settings.id}",
+        will=last_will(topics, settings.id, boot=identity.boot, software=software(), fingerprint=identity.fingerprint),
         data_capacity=DATA_CAPACITY,
         outbound_capacity=OUTBOUND_CAPACITY,
         url=f"mqtt://127.0.0.1:{shaped.port}" if shaped else "",
     )
-    optimizers = BlockOptimizers(
-        encoder,
-        kind=fleet.optimizer.kind,
-        weight_decay=fleet.optimizer.weight_decay,
-        warmup_steps=fleet.optimizer.warmup_steps,
-    )
-    replica = Replica(encoder, device=settings.id, boot=boot, dtype=fleet.weights_codec)
-    weights = WeightsExchange(
-        link,
-        topics,
-        replica,
-        encoder,
-        device=settings.id,
-        boot=boot,
-        fingerprint=fingerprint,
-        path=settings.state_directory / "weights.bin",
-    )
-    _start_from_disk(weights)
-    mailbox = Mailbox(
-        link,
-        topics,
-        boot=boot,
-        encoder=encoder,
-        replica=replica,
-        fingerprint=fingerprint,
-        limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
-    )
-    journal = Journal(settings.state_directory / "steps.jsonl")
-    power = settings.profile.power if settings.profile else None
-    senses = Senses(
-        device=settings.id,
-        boot=boot,
-        depth=encoder.depth,
-        link=link,
-        topics=topics,
-        source=source,
-        mailbox=mailbox,
-        replica=replica,
-        journal=journal,
-        energy=EnergyMeter(
-            power=PowerModel(**power.model_dump(exclude={"source"})) if power else None,
-            measure=settings.profile is None,
-        ),
-        sampler=ResourceSampler(),
-        every_steps=settings.telemetry_every_steps,
-    )
-    lockstep = settings.speed == "fast"
-    timeout_s = settings.step_timeout_s
-    loop = DeviceLoop(
-        device=settings.id,
-        boot=boot,
-        room=settings.room,
-        pace=Pace(
-            parts_per_step=fleet.parts_per_step,
-            windows=settings.windows,
-            min_cut=settings.min_cut,
-            first_cut=settings.splitter.cut,
-            deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000,
-            step_timeout_s=timeout_s,
-            start_timeout_s=settings.connect_timeout_s,
-            local_learning=settings.local_learning,
-            lockstep=lockstep,
-        ),
-        codec=codec,
-        link=link,
-        topics=topics,
-        encoder=encoder,
-        optimizers=optimizers,
-        replica=replica,
-        weights=weights,
-        mailbox=mailbox,
-        presence=Presence(
-            link,
-            topics.status(settings.id),
-            boot=boot,
-            software=software(),
-            fingerprint=fingerprint,
-            profile=settings.profile.name if settings.profile else "",
-            room=settings.room,
-            cuts=range(settings.min_cut, encoder.depth + 1),
-        ),
-        source=source,
-        views=Views(LogMel(), np.random.default_rng(settings.seed)),
-        edge_learner=EdgeLearner(
-            encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
-        ),
-        splitter=_splitter(settings),
-        senses=senses,
-        stretch=_stretch(settings, encoder),
-        journal=journal,
-        stop=stop,
-    )
+    loop = _loop(settings, identity, link, topics, source, stop)
     link.start()
     try:
         loop.run()
@@ -191,6 +94,143 @@ def listen(settings: DeviceConfig, stop: threading.Event) -> None:
         if shaped:
             shaped.drain(timeout_s=5.0)  # the good-bye is on its way; without it the will would say lost
             shaped.stop()
+
+
+def _loop(
+    settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, source: Source, stop: threading.Event
+) -> DeviceLoop:
+    fleet = settings.fleet
+    encoder = build_encoder(fleet.encoder, seed=0)
+    codec = Codec.parse(settings.codec)
+    LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, weights_dtype=fleet.weights_codec)))
+    optimizers = BlockOptimizers(
+        encoder,
+        kind=fleet.optimizer.kind,
+        weight_decay=fleet.optimizer.weight_decay,
+        warmup_steps=fleet.optimizer.warmup_steps,
+    )
+    replica = Replica(encoder, device=identity.device, boot=identity.boot, dtype=fleet.weights_codec)
+    mailbox = Mailbox(
+        link,
+        topics,
+        boot=identity.boot,
+        encoder=encoder,
+        replica=replica,
+        fingerprint=identity.fingerprint,
+        limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
+    )
+    journal = Journal(settings.state_directory / "steps.jsonl")
+    return DeviceLoop(
+        device=identity.device,
+        boot=identity.boot,
+        room=settings.room,
+        pace=_pace(settings),
+        codec=codec,
+        link=link,
+        topics=topics,
+        encoder=encoder,
+        optimizers=optimizers,
+        replica=replica,
+        weights=_weights(settings, identity, link, topics, replica, encoder),
+        mailbox=mailbox,
+        presence=_presence(settings, identity, link, topics, encoder.depth),
+        source=source,
+        views=Views(LogMel(), np.random.default_rng(settings.seed)),
+        edge_learner=EdgeLearner(
+            encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
+        ),
+        splitter=_splitter(settings),
+        senses=Senses(
+            device=identity.device,
+            boot=identity.boot,
+            depth=encoder.depth,
+            link=link,
+            topics=topics,
+            source=source,
+            mailbox=mailbox,
+            replica=replica,
+            journal=journal,
+            energy=_energy(settings),
+            sampler=ResourceSampler(),
+            every_steps=settings.telemetry_every_steps,
+        ),
+        stretch=_stretch(settings, encoder),
+        journal=journal,
+        stop=stop,
+    )
+
+
+def _source(settings: DeviceConfig) -> Source:
+    source = settings.source
+    return open_source(
+        source.kind,
+        path=source.path,
+        list_file=source.list,
+        order=source.order,
+        repeat=source.repeat,
+        card=source.card,
+        classes=source.classes,
+        seed=source.seed,
+        speed=settings.speed,
+    )
+
+
+def _weights(
+    settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, replica: Replica, encoder: Encoder
+) -> WeightsExchange:
+    """The exchange of weights, begun with what is on the disk."""
+    weights = WeightsExchange(
+        link,
+        topics,
+        replica,
+        encoder,
+        device=identity.device,
+        boot=identity.boot,
+        fingerprint=identity.fingerprint,
+        path=settings.state_directory / "weights.bin",
+    )
+    try:
+        weights.load()
+    except MessageError as error:
+        LOG.warning("%s; starting from the fleet's weights", error)
+    return weights
+
+
+def _pace(settings: DeviceConfig) -> Pace:
+    lockstep = settings.speed == "fast"
+    timeout_s = settings.step_timeout_s
+    return Pace(
+        parts_per_step=settings.fleet.parts_per_step,
+        windows=settings.windows,
+        min_cut=settings.min_cut,
+        first_cut=settings.splitter.cut,
+        deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000,
+        step_timeout_s=timeout_s,
+        start_timeout_s=settings.connect_timeout_s,
+        local_learning=settings.local_learning,
+        lockstep=lockstep,
+    )
+
+
+def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, depth: int) -> Presence:
+    return Presence(
+        link,
+        topics.status(identity.device),
+        boot=identity.boot,
+        software=software(),
+        fingerprint=identity.fingerprint,
+        profile=settings.profile.name if settings.profile else "",
+        room=settings.room,
+        cuts=range(settings.min_cut, depth + 1),
+    )
+
+
+def _energy(settings: DeviceConfig) -> EnergyMeter:
+    """The board's model where a profile is given: this machine's counters say nothing of another board."""
+    if settings.profile is None:
+        return EnergyMeter(power=None)
+    power = PowerModel(**settings.profile.power.model_dump(exclude={"source"}))
+    return EnergyMeter(power=power, measure=False)
 
 
 def _splitter(settings: DeviceConfig) -> Splitter:
@@ -227,13 +267,6 @@ def _stretch(settings: DeviceConfig, encoder: Encoder) -> ComputeStretch | None:
     stretch = ComputeStretch(host_forward_ms=host_ms, board_forward_ms=settings.profile.mobile_forward_ms)
     LOG.info("%s: %s", settings.profile.name, stretch.describe())
     return stretch
-
-
-def _start_from_disk(weights: WeightsExchange) -> None:
-    try:
-        weights.load()
-    except MessageError as error:
-        LOG.warning("%s; starting from the fleet's weights", error)
 
 
 if __name__ == "__main__":

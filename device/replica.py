@@ -143,7 +143,11 @@ class Replica:
 
     def _unpack(self, name: str) -> State:
         shapes = {key: value.shape for key, value in block_state(self._encoder, name).items()}
-        return unpack_state(self._arrived[name][1], shapes)
+        try:
+            return unpack_state(self._arrived[name][1], shapes)
+        except MessageError:
+            del self._arrived[name]  # it will not fit the next time either
+            raise
 
     def _take_merged(self, manifest: Manifest) -> dict[str, State]:
         merged = manifest.merged.get(self._device)

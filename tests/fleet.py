@@ -1,4 +1,4 @@
-"""A small fleet of real processes for tests: a broker on a free loopback port, a trainer, devices, and who watches them.
+"""A small fleet of real processes for tests: a broker on a free loopback port, a trainer, devices, and an observer.
 
 Nothing here sleeps: `Fleet.until` takes what the broker says to its own link and looks at the files that the processes
 write, and fails with their logs when something takes too long or a process ends that should not.

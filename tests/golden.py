@@ -88,7 +88,7 @@ def hear(windows: int, seed: int, *, steps: int) -> list[list[Heard]]:
     return batches
 
 
-# -- the fleet ----------------------------------------------------------------------------------------------------------
+# -- the fleet --------------------------------------------------------------------------------------------------------
 
 
 def boot_of(device: str) -> str:
@@ -328,7 +328,7 @@ def add_share(gradients: Gradients, encoder: Encoder, shares: Mapping[str, float
         gradients[name] = [a + b for a, b in zip(gradients.get(name, [torch.zeros_like(g) for g in mine]), mine)]
 
 
-# -- the reference ------------------------------------------------------------------------------------------------------
+# -- the reference ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -409,7 +409,7 @@ def _task(z: Tensor, where: Sequence[tuple[str, Heard]]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-# -- kinks --------------------------------------------------------------------------------------------------------------
+# -- kinks ------------------------------------------------------------------------------------------------------------
 
 
 def smooth_kinks(patch: pytest.MonkeyPatch) -> None:
@@ -432,7 +432,7 @@ def smooth_kinks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(functional, "max_pool2d", mean_pool)
 
 
-# -- comparing ----------------------------------------------------------------------------------------------------------
+# -- comparing --------------------------------------------------------------------------------------------------------
 
 
 def relative_error(measured: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

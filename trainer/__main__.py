@@ -96,6 +96,8 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
         version = (
             max(progress.weights_version, retained_version(link, topics, boot=boot, presence=presence, stop=stop)) + 1
         )
+        if stop.is_set():  # while it waited for the broker: nothing was trained, nothing is saved
+            return
         LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, version, software())
         ledger = WeightsLedger(
             encoder,

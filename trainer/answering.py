@@ -7,7 +7,6 @@ wait for the training step that runs beside it.
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from common import messages
-from common.codec import Codec, decode_tensor, encode
+from common.codec import Codec, EncodedTensor, decode_tensor, encode, rows
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
@@ -32,8 +31,8 @@ LOG = logging.getLogger(__name__)
 INBOX_CAPACITY = 4096
 IDLE_S = 0.2
 LARGEST_ACTIVATION = 1e6  # behind a normalisation they are below 100; squares of far larger ones leave float32
-PAUSE_S = 0.002  # without a message: the burst is over that a fleet sends when it has its gradients
-BURST_S = 0.01  # after which the oldest part is answered though the burst goes on
+PAUSE_S = 0.002  # without a message: the burst is over
+BURST_S = 0.02  # the longest that a part waits for the end of its burst
 LATENCIES_KEPT = 512
 GROUP = 16  # parts embedded at once: no slower than more, and the first need not wait for the last
 
@@ -97,20 +96,32 @@ class Answering:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        """Decode what comes until it pauses, then answer one group of parts: training waits for parts, not for answers."""
+        """Take what has come, then answer one group of parts: training waits for parts, but not for answers."""
         unanswered: list[tuple[Part, float]] = []
         try:
             while not self._stop.is_set():
-                oldest_s = unanswered[0][1] if unanswered else math.inf
-                young = time.monotonic() - oldest_s < BURST_S
-                came = self._drain(IDLE_S if not unanswered else PAUSE_S if young else 0.0)
-                unanswered += self._take(came)
-                if not came or not young:
-                    unanswered = self._answer(unanswered)
-        except BaseException as error:  # noqa: BLE001  our own bug: the training thread raises it and the process ends loudly
+                unanswered += self._take(self._drain(0.0 if unanswered else IDLE_S))
+                unanswered = self._answer(unanswered)
+        except BaseException as error:  # our own bug: the training thread raises it and the process ends loudly
             self.inbox.put(error)
 
     def _drain(self, timeout_s: float) -> list[Incoming]:
+        """What comes within ``timeout_s``, and the whole burst if it is one: a fleet sends when it has its gradients.
+
+        Decoding while the network thread reads costs both of them several times as much: a switch between threads at
+        every array operation.
+        """
+        burst = self._received(timeout_s)
+        until_s = time.monotonic() + BURST_S
+        while burst and time.monotonic() < until_s:
+            time.sleep(PAUSE_S)
+            more = self._received(0.0)
+            if not more:
+                break
+            burst += more
+        return burst
+
+    def _received(self, timeout_s: float) -> list[Incoming]:
         waiting = []
         incoming = self._link.receive(timeout_s)
         while incoming is not None:
@@ -184,8 +195,9 @@ class Answering:
         for one in unanswered:
             (group if one[0].cut == cut and len(group) < GROUP else others).append(one)
         embeddings, uncertainty = self._embed(snapshot, [part for part, _ in group], cut)
-        for row, (part, received_s) in enumerate(group):
-            self._publish(part, snapshot.version, embeddings[row : row + 1], uncertainty[row])
+        encoded = encode(embeddings, EMBEDDING_CODEC)
+        for (part, received_s), embedding, uncertain in zip(group, rows(encoded), uncertainty, strict=True):
+            self._publish(part, snapshot.version, embedding, uncertain)
             self._answer_s.append(time.monotonic() - received_s)
         return others
 
@@ -196,14 +208,14 @@ class Answering:
             uncertainty = snapshot.mixture.uncertainty(snapshot.encoder.project(embeddings))
         return embeddings.cpu(), uncertainty.tolist()
 
-    def _publish(self, part: Part, version: int, embedding: Tensor, uncertainty: float) -> None:
+    def _publish(self, part: Part, version: int, embedding: EncodedTensor, uncertainty: float) -> None:
         answer = messages.Embedding(
             boot=part.boot,
             step=part.step,
             part=part.part,
             weights_version=version,
             uncertainty=uncertainty,
-            tensor=encode(embedding, EMBEDDING_CODEC),
+            tensor=embedding,
         )
         self._link.publish(
             self._topics.embedding(part.device), messages.encode(answer), qos=0, expiry_s=part.deadline_s

@@ -31,7 +31,7 @@ METRICS: dict[str, str] = {
     "uniformity": "log of the mean Gaussian potential between projections: 0 is collapsed, lower is better spread",
     "learning_rate": "learning rate of the step",
     "devices": "devices with at least one window in the batch",
-    "quantisation_error": "relative L2 error of the gradients sent back, by their quantisation",
+    "quantisation_error": "relative L2 error of the gradients sent back (of every eighth), by their quantisation",
     "seconds": "time from the closed batch to its last gradient handed to the link",
     "embedding_ms_p95": "95th percentile, over the last 512 parts, of the time from receiving one to handing its embedding to the link",
 }

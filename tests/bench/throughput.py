@@ -189,10 +189,17 @@ def _pipeline(folder: Path, encoder: str, broker_choice: str) -> Iterator[Callab
             done += steps
             line = _line_of_step(metrics, done)
             after, wall_s = (_cpu_s(trainer.pid), _cpu_s(broker.pid), _busy_s()), time.monotonic() - started_s
-            used = [end_s - start_s for start_s, end_s in zip(before, after)]
+            trainer_s, broker_s, busy_s = (end_s - start_s for start_s, end_s in zip(before, after))
             assert line.embedding_ms_p95 is not None
-            others_cores = max(0.0, used[2] - used[0] - used[1] - told["cpu_s"]) / wall_s
-            return Turn(told["wall_s"], told["windows"], *used[:2], told["cpu_s"], line.embedding_ms_p95, others_cores)
+            return Turn(
+                wall_s=told["wall_s"],
+                windows=told["windows"],
+                trainer_cpu_s=trainer_s,
+                broker_cpu_s=broker_s,
+                player_cpu_s=told["cpu_s"],
+                embedding_ms_p95=line.embedding_ms_p95,
+                others_cores=max(0.0, busy_s - trainer_s - broker_s - told["cpu_s"]) / wall_s,
+            )
 
         yield play
 

@@ -17,7 +17,7 @@ from common import messages
 from common.config import EXIT_CONFIG, fingerprint, load_fleet
 from common.process import EXIT_UNAVAILABLE
 from common.topics import is_data
-from tests.brokers import Links
+from tests.brokers import Links, eventually
 from tests.fleet import ROOT, Fleet
 from trainer import checkpoint
 
@@ -169,3 +169,18 @@ def test_a_trainer_does_not_touch_a_checkpoint_of_another_configuration(files: F
     assert ended.last.startswith(f"{path}: written under other settings")
     assert [file.name for file in state.iterdir()] == [path.name]
     assert path.read_bytes() == before
+
+
+def test_a_trainer_without_a_broker_says_so_waits_and_leaves_nothing_when_stopped(files: Fleet) -> None:
+    address = f"127.0.0.1:{free_port('127.0.0.1')}"
+    files.broker = Broker(f"mqtt://{address}", "external")
+    files.start("trainer", "trainer", files.trainer_file())
+    try:
+        eventually(lambda: f"no broker at {address}" in files.log("trainer"), "the trainer says that it waits")
+        files.processes["trainer"].terminate()
+        assert files.processes["trainer"].wait(60) == 0
+    finally:
+        files.processes["trainer"].kill()
+        files.processes["trainer"].wait()
+    assert "Traceback" not in files.log("trainer")
+    assert not list((files.directory / "trainer").glob("checkpoint-*"))

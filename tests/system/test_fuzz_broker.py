@@ -33,7 +33,7 @@ from tests.common.test_messages_fuzz import spoil_bytes, spoil_structure
 from tests.fleet import Fleet
 
 ROUNDS = 200
-PER_ROUND = 2
+PER_ROUND = 4
 MIB = 2**20
 GROWTH_BYTES = 50 * MIB
 CUT = 5

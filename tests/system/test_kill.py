@@ -11,7 +11,7 @@ from tests.fleet import Fleet, digests
 
 CUT = 5
 SEEDS = [1, 2, 3]
-BUDGET = 96  # windows of the device's last life: it ends by itself
+BUDGET = 40  # windows of the device's last life: it ends by itself
 
 
 def drawn(rng: random.Random) -> int:

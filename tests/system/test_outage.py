@@ -75,6 +75,11 @@ class Asking:
         self.link.retain(self.fleet.topics.splitter(device), messages.encode(wish))
 
 
+def wait_for_parts(fleet: Fleet, device: str, count: int) -> None:
+    before = fleet.seen.activations[device]
+    fleet.until(lambda: fleet.seen.activations[device] >= before + count, f"{device} sends {count} more parts")
+
+
 @pytest.mark.parametrize("floor", [FLOOR, 6])
 def test_nothing_below_the_floor_is_ever_sent_whatever_the_trainer_asks(tmp_path: Path, floor: int) -> None:
     with Fleet(tmp_path, parts_per_step=1) as fleet:
@@ -84,10 +89,9 @@ def test_nothing_below_the_floor_is_ever_sent_whatever_the_trainer_asks(tmp_path
         wishes += [(None, (0,)), (None, (0, 1, 2)), (0, (0, 1)), (64, ()), (None, (64,)), (1, (1, 8))]
         for pinned, allowed in wishes:
             trainer.ask("a", pinned=pinned, allowed=allowed)
-            before = fleet.seen.activations["a"]
-            fleet.until(lambda: fleet.seen.activations["a"] >= before + 8, f"more is sent at {pinned}, {allowed}")
+            wait_for_parts(fleet, "a", 8)
             assert min(cut for _, cut in fleet.seen.cuts) >= floor
-        assert (("a", floor)) in fleet.seen.cuts
+        assert ("a", floor) in fleet.seen.cuts
         fleet.ask_to_stop("a")
         assert fleet.exit_status("a") == 0
         assert min(cut for _, cut in fleet.seen.cuts) >= floor

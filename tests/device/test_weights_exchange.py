@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from common import messages
+from common.change_blob import unpack_blocks
+from common.chunks import Assembler
+from common.codec import digest
+from common.encoder import build_encoder
+from common.errors import MessageError
+from common.messages import ManifestEntry, UpdateChunk, WeightsChunk
+from common.split import block_state, client_names, names
+from common.topics import Topics
+from device.replica import Replica
+from device.weights_exchange import REFRESH_VERSIONS, SAVE_VERSIONS, WeightsExchange
+from tests.fakes import FakeLink
+from tests.published import FINGERPRINT, Published, everywhere, learn, same
+
+BOOT = "b" * 16
+TOPICS = Topics("home")
+EVERY = names(build_encoder("mobile", seed=0))
+
+
+class Device:
+    def __init__(self, path: Path) -> None:
+        self.link = FakeLink()
+        self.encoder = build_encoder("mobile", seed=99)
+        self.path = path / "weights.bin"
+        self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32")
+        self.weights = WeightsExchange(
+            self.link.as_link,
+            TOPICS,
+            self.replica,
+            self.encoder,
+            device="pi",
+            boot=BOOT,
+            fingerprint=FINGERPRINT,
+            path=self.path,
+        )
+
+    def receive(self, fleet: Published) -> None:
+        """What a broker would deliver: the manifest, and the blocks this device listens to."""
+        for chunk in fleet.chunks(name for name in EVERY if TOPICS.weights_filter(name) in self.link.filters):
+            self.replica.offer_chunk(chunk)
+        self.replica.offer_manifest(fleet.manifest())
+
+    def start(self, fleet: Published, cut: int = 3) -> None:
+        self.weights.keep_up(cut=cut, target=cut)
+        self.receive(fleet)
+        assert self.weights.keep_up(cut=cut, target=cut)
+
+    def follows(self) -> set[str]:
+        return {name for name in EVERY if TOPICS.weights_filter(name) in self.link.filters}
+
+
+def test_at_first_every_block_is_fetched_so_that_the_device_can_learn_alone(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    assert not device.weights.keep_up(cut=3, target=3)
+    assert device.follows() == set(EVERY)
+    assert set(device.link.filters.values()) == {1}, "acknowledged"
+
+
+def test_then_only_the_blocks_below_the_cut_are_followed(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    device.start(Published())
+    assert device.follows() == set(client_names(3))
+
+
+def test_the_subscriptions_follow_the_cut_down_before_it_moves_and_back_up_after(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    device.start(Published())
+    device.weights.keep_up(cut=3, target=6)
+    assert device.follows() == set(client_names(6)), "fetched before the cut moves"
+    device.weights.keep_up(cut=6, target=4)
+    assert device.follows() == set(client_names(6)), "needed until the cut has moved"
+    device.weights.keep_up(cut=4, target=4)
+    assert device.follows() == set(client_names(4))
+
+
+def test_a_new_version_needs_only_what_runs_here(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
+    device.receive(fleet)
+    assert device.weights.keep_up(cut=3, target=3)
+    assert device.replica.version == fleet.version
+    assert not device.weights.keep_up(cut=3, target=3), "once"
+
+
+def test_the_rest_is_fetched_again_every_so_many_versions(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    for _ in range(REFRESH_VERSIONS - 1):
+        fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
+        device.receive(fleet)
+        device.weights.keep_up(cut=3, target=3)
+        assert device.follows() == set(client_names(3))
+    fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
+    device.receive(fleet)
+    device.weights.keep_up(cut=3, target=3)
+    assert device.follows() == set(EVERY)
+    device.receive(fleet)
+    device.weights.keep_up(cut=3, target=3)
+    assert all(same(block_state(device.encoder, name), fleet.state(name)) for name in EVERY)
+    device.weights.keep_up(cut=3, target=3)
+    assert device.follows() == set(client_names(3))
+
+
+def test_a_version_that_does_not_fit_is_passed_over_and_the_next_one_applied(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    fleet.next({})
+    manifest, wrong = fleet.manifest(), fleet.chunks(["head"])[-1].data
+    manifest.entries["stem"] = ManifestEntry(digest(wrong), 1, len(wrong))
+    device.replica.offer_chunk(WeightsChunk(fleet.run, fleet.version, "stem", 0, 1, wrong))
+    device.replica.offer_manifest(manifest)
+    assert not device.weights.keep_up(cut=3, target=3)
+    assert f"weights version {fleet.version} is not applied" in caplog.text
+    said = len(caplog.records)
+    assert not device.weights.keep_up(cut=3, target=3)
+    assert len(caplog.records) == said, "once is enough"
+    fleet.next({})
+    device.receive(fleet)
+    assert device.weights.keep_up(cut=3, target=3)
+
+
+def test_a_change_travels_in_chunks_that_make_the_whole_again(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    assert not device.weights.publish_change(), "nothing was learned"
+    learn(device.encoder, 0.25, EVERY)
+    device.replica.trained(EVERY, windows=0, local_windows=8)
+    assert device.weights.publish_change()
+    published = device.link.take_published()
+    chunks = [messages.decode(UpdateChunk, sent.payload) for sent in published]
+    assert len(chunks) > 2
+    assert [sent.topic for sent in published] == [TOPICS.update("pi", index) for index in range(len(chunks))]
+    assert {sent.qos for sent in published} == {1}
+    assert {(c.boot, c.seq, c.base_version, c.windows, c.local_windows) for c in chunks} == {
+        (BOOT, 1, fleet.version, 0, 8)
+    }
+    random.Random(0).shuffle(chunks)
+    assembler = Assembler()
+    *_, blob = [assembler.add(chunk.seq, chunk.index, chunk.count, chunk.data) for chunk in chunks]
+    assert blob is not None
+    assert {chunk.digest for chunk in chunks} == {digest(blob)}
+    blocks = unpack_blocks(blob, {name: block_state(device.encoder, name) for name in EVERY})
+    assert sorted(blocks) == sorted(EVERY)
+
+
+def test_the_disk_is_written_at_the_first_version_and_then_seldom(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    assert device.path.exists()
+    saved = []
+    for _ in range(2 * SAVE_VERSIONS):
+        device.path.unlink(missing_ok=True)
+        fleet.next({})
+        device.receive(fleet)
+        device.weights.keep_up(cut=3, target=3)
+        saved.append(device.path.exists())
+    assert saved == ([False] * (SAVE_VERSIONS - 1) + [True]) * 2
+
+
+def test_a_device_starts_again_from_its_disk(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    learn(device.encoder, 0.25, client_names(3))
+    device.replica.trained(client_names(3), windows=8)
+    device.weights.publish_change()
+    device.weights.save()
+    again = Device(tmp_path)
+    assert again.weights.load()
+    assert again.replica.initialised
+    assert (again.replica.version, again.replica.run) == (fleet.version, fleet.run)
+    assert all(same(block_state(again.encoder, name), block_state(device.encoder, name)) for name in EVERY)
+    assert again.weights.publish_change(), "whether it arrived is not known"
+
+
+def test_without_a_usable_file_a_device_starts_from_the_fleet(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    assert not device.weights.load()
+    assert not device.replica.initialised
+    device.path.write_bytes(b"half a fi")
+    with pytest.raises(MessageError, match="damaged"):
+        device.weights.load()
+    assert not device.replica.initialised

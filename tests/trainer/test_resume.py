@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from common.block_optimizer import BlockOptimizers
+from common.encoder import build_encoder
+from common.mixture_memory import MixtureMemory
+from common.split import block_state, names
+from tests.published import FINGERPRINT, same
+from trainer import checkpoint
+from trainer.resume import State, fresh_run, restore, to_checkpoint
+
+MERGED = {"pi-1": ("a" * 16, 7), "pi-2": ("b" * 16, 0)}
+
+
+def state(seed: int) -> State:
+    encoder = build_encoder("mobile", seed=seed)
+    optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=0.01, warmup_steps=4)
+    generators = [torch.Generator().manual_seed(seed + offset) for offset in (1, 2)]
+    return State(encoder, optimizers, MixtureMemory(seed=seed), *generators)
+
+
+def train(one: State, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        z = one.encoder.project(one.encoder(torch.randn(4, 1, 64, 96, generator=generator)))
+        target = torch.randn(z.shape, generator=one.directions)
+        one.optimizers.zero(names(one.encoder))
+        (z * target).sum().backward()
+        one.optimizers.step(names(one.encoder), 1e-3)
+        one.mixture.update(z.detach())
+
+
+def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    straight = state(1)
+    train(straight, 3)
+    saved = to_checkpoint(straight, "run-1", FINGERPRINT, "mobile", 12, 3, 24, (17.5, 18.0), MERGED)
+    checkpoint.save(tmp_path, saved)
+    train(straight, 2)
+
+    loaded = checkpoint.load_latest(tmp_path, FINGERPRINT)
+    assert loaded is not None
+    resumed = state(2)
+    progress = restore(loaded, resumed)
+    train(resumed, 2)
+    assert (progress.run, progress.weights_version, progress.steps, progress.windows) == ("run-1", 12, 3, 24)
+    assert progress.ranks == (17.5, 18.0)
+    assert progress.merged == MERGED, "so that a change is not merged twice"
+    for name in names(straight.encoder):
+        assert same(block_state(resumed.encoder, name), block_state(straight.encoder, name))
+    assert same(dict(resumed.mixture.state_dict()), dict(straight.mixture.state_dict()))
+    assert torch.equal(resumed.directions.get_state(), straight.directions.get_state())
+
+
+def test_two_fresh_runs_have_different_names_and_nothing_behind_them() -> None:
+    one, other = fresh_run(), fresh_run()
+    assert one.run != other.run
+    assert (one.weights_version, one.steps, one.windows, one.ranks, one.merged) == (-1, 0, 0, (), {})

@@ -1,0 +1,265 @@
+"""Merging against the rule written down once more: new = master + sum of share * change, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+
+from common.change_blob import State
+from common.encoder import Encoder, build_encoder
+from common.split import block_parameters, block_state, client_names, load_block, names
+from trainer.batcher import Part
+from trainer.weights import DEVICES_REMEMBERED, LONGEST_CHANGE, Contribution, WeightsLedger
+
+DISCOUNT = 0.5
+LOCAL_CAP = 10
+BOOT = "a" * 16
+START_VERSION = 7
+
+
+def part(device: str, cut: int) -> Part:
+    return Part(device, BOOT, 0, 0, True, cut, 0, 1.0, 0, 0, 0.0, "", torch.zeros(1))
+
+
+def changes(encoder: Encoder, blocks: Sequence[str], seed: int, size: float = 1e-3) -> dict[str, State]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: {
+            key: size * torch.randn(value.shape, generator=generator)
+            for key, value in block_state(encoder, name).items()
+        }
+        for name in blocks
+    }
+
+
+def contribution(
+    device: str,
+    blocks: dict[str, State],
+    *,
+    seq: int = 1,
+    base: int = START_VERSION,
+    local: int = 0,
+    boot: str = BOOT,
+) -> Contribution:
+    return Contribution(device, boot, seq, base, local, blocks)
+
+
+class Trainer:
+    """A live encoder with its ledger; remembers where it started."""
+
+    def __init__(self) -> None:
+        self.encoder = build_encoder("mobile", seed=0)
+        self.start = {name: block_state(self.encoder, name) for name in names(self.encoder)}
+        self.ledger = WeightsLedger(self.encoder, version=START_VERSION, discount=DISCOUNT, local_cap=LOCAL_CAP)
+
+    def train(self, blocks: Sequence[str], seed: int = 99) -> dict[str, State]:
+        """The trainer's own steps: move these blocks of the live encoder; returns by how much."""
+        moved = changes(self.encoder, blocks, seed)
+        for name in blocks:
+            now = block_state(self.encoder, name)
+            load_block(self.encoder, name, {key: now[key] + moved[name][key] for key in now})
+        return moved
+
+    def merge(self) -> None:
+        self.ledger.commit(self.ledger.preview())
+
+    def assert_moved(self, name: str, shares: Sequence[tuple[float, Mapping[str, torch.Tensor]]]) -> None:
+        for key, now in block_state(self.encoder, name).items():
+            expected = self.start[name][key].double()
+            for share, change in shares:
+                expected = expected + share * change[key].double()
+            torch.testing.assert_close(now.double(), expected, rtol=0.0, atol=3e-7)  # a rounding or two of 1.0
+
+
+def test_a_block_moves_by_the_changes_weighted_with_the_windows_the_trainer_counted() -> None:
+    trainer = Trainer()
+    a = changes(trainer.encoder, client_names(3), 1)
+    b = changes(trainer.encoder, client_names(5), 2)
+    own = trainer.train(["3", "4", "5", "6", "7", "head"])
+    trainer.ledger.count([part("a", 3)] * 6 + [part("b", 5)] * 2)
+    trainer.ledger.offer(contribution("a", a))
+    trainer.ledger.offer(contribution("b", b))
+    trainer.merge()
+    for name in client_names(3):
+        trainer.assert_moved(name, [(6 / 8, a[name]), (2 / 8, b[name])])
+    for name in ("3", "4"):  # behind a's cut and before b's: b and the trainer for a's windows
+        trainer.assert_moved(name, [(6 / 8, own[name]), (2 / 8, b[name])])
+    for name in ("5", "6", "7", "head"):
+        trainer.assert_moved(name, [(1.0, own[name])])
+
+
+def test_only_who_offered_a_change_shares_in_a_block_and_the_others_windows_stay_counted() -> None:
+    trainer = Trainer()
+    first = changes(trainer.encoder, ["stem"], 1)
+    trainer.ledger.count([part("a", 3)] * 4 + [part("late", 3)] * 12)
+    trainer.ledger.offer(contribution("a", first))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, first["stem"])])
+    second, late = changes(trainer.encoder, ["stem"], 2), changes(trainer.encoder, ["stem"], 3)
+    trainer.ledger.count([part("a", 3)] * 4)
+    trainer.ledger.offer(contribution("a", second, seq=2, base=START_VERSION + 1))
+    trainer.ledger.offer(contribution("late", late, base=START_VERSION + 1))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, first["stem"]), (4 / 16, second["stem"]), (12 / 16, late["stem"])])
+
+
+def test_a_change_counts_half_for_every_version_its_base_is_behind() -> None:
+    trainer = Trainer()
+    fresh, stale = changes(trainer.encoder, ["stem"], 1), changes(trainer.encoder, ["stem"], 2)
+    trainer.ledger.count([part("fresh", 3)] * 4 + [part("stale", 3)] * 4)
+    trainer.ledger.offer(contribution("fresh", fresh))
+    trainer.ledger.offer(contribution("stale", stale, base=START_VERSION - 2))
+    trainer.merge()
+    trainer.assert_moved("stem", [(4 / 5, fresh["stem"]), (1 / 5, stale["stem"])])
+
+
+def test_local_windows_count_up_to_the_cap() -> None:
+    trainer = Trainer()
+    local, sent = changes(trainer.encoder, ["stem", "head"], 1), changes(trainer.encoder, ["stem"], 2)
+    own = trainer.train(["head"])
+    trainer.ledger.count([part("sent", 3)] * 30)
+    trainer.ledger.offer(contribution("sent", sent))
+    trainer.ledger.offer(contribution("local", local, local=1_000_000))
+    trainer.merge()
+    trainer.assert_moved("stem", [(30 / 40, sent["stem"]), (10 / 40, local["stem"])])
+    trainer.assert_moved("head", [(30 / 40, own["head"]), (10 / 40, local["head"])])
+
+
+def test_a_change_for_which_no_window_counts_moves_nothing() -> None:
+    trainer = Trainer()
+    trainer.ledger.offer(contribution("a", changes(trainer.encoder, ["stem"], 1)))
+    trainer.merge()
+    trainer.assert_moved("stem", [])
+    assert trainer.ledger.merged == {"a": (BOOT, 1)}, "the device is told, and does not offer it again"
+
+
+def test_a_newer_change_of_a_device_replaces_the_one_that_waits() -> None:
+    trainer = Trainer()
+    old, new = changes(trainer.encoder, ["stem"], 1), changes(trainer.encoder, ["stem"], 2)
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", old, seq=1))
+    trainer.ledger.offer(contribution("a", new, seq=2))
+    assert list(trainer.ledger.offered) == ["a"]
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, new["stem"])])
+    assert trainer.ledger.merged == {"a": (BOOT, 2)}
+
+
+def test_a_contribution_that_comes_after_the_merge_waits_for_the_next_one() -> None:
+    trainer = Trainer()
+    late = changes(trainer.encoder, ["stem"], 1)
+    trainer.ledger.count([part("a", 3)] * 3)
+    trainer.merge()
+    assert trainer.ledger.merged == {}
+    trainer.ledger.offer(contribution("a", late))
+    assert list(trainer.ledger.offered) == ["a"]
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, late["stem"])])
+    assert list(trainer.ledger.offered) == []
+    assert trainer.ledger.version == START_VERSION + 2
+
+
+@pytest.mark.parametrize("boot", [BOOT, "b" * 16])
+def test_a_change_that_still_holds_what_was_merged_already_is_passed_over(boot: str) -> None:
+    trainer = Trainer()
+    first = changes(trainer.encoder, ["stem"], 1)
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", first, seq=1))
+    trainer.merge()
+    both = {"stem": {key: value + 1e-3 for key, value in first["stem"].items()}}
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", both, seq=2, boot=boot))  # packed before it saw the new version
+    assert list(trainer.ledger.offered) == []
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, first["stem"])])
+    rest = {"stem": {key: torch.full_like(value, 1e-3) for key, value in first["stem"].items()}}
+    trainer.ledger.offer(contribution("a", rest, seq=3, base=START_VERSION + 2, boot=boot))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, first["stem"]), (1.0, rest["stem"])])
+
+
+def test_a_version_names_the_latest_merged_change_of_every_device_also_of_those_it_does_not_hold() -> None:
+    trainer = Trainer()
+    trainer.ledger.offer(contribution("a", changes(trainer.encoder, ["stem"], 1), seq=4))
+    trainer.merge()
+    trainer.ledger.offer(contribution("b", changes(trainer.encoder, ["stem"], 2), seq=9))
+    trainer.merge()
+    assert trainer.ledger.merged == {"a": (BOOT, 4), "b": (BOOT, 9)}, "a may have missed the version before"
+
+
+def test_a_trainer_that_goes_on_remembers_what_was_merged() -> None:
+    encoder = build_encoder("mobile", seed=0)
+    ledger = WeightsLedger(encoder, version=12, discount=0.5, local_cap=1, merged={"a": (BOOT, 4)})
+    assert ledger.merged == {"a": (BOOT, 4)}
+    blocks = changes(encoder, ["stem"], 1)
+    ledger.offer(contribution("a", blocks, seq=5, base=11))
+    assert list(ledger.offered) == [], "it may hold change 4 once more"
+    ledger.offer(contribution("a", blocks, seq=6, base=12))
+    assert list(ledger.offered) == ["a"]
+
+
+def test_it_remembers_as_many_devices_as_a_manifest_can_name() -> None:
+    trainer = Trainer()
+    for number in range(DEVICES_REMEMBERED + 3):
+        trainer.ledger.offer(contribution(f"d{number}", {}))
+    trainer.merge()
+    assert len(trainer.ledger.merged) == DEVICES_REMEMBERED
+    assert "d0" not in trainer.ledger.merged
+
+
+def test_a_refused_merge_puts_the_last_good_weights_back_and_still_names_the_changes() -> None:
+    trainer = Trainer()
+    bad = changes(trainer.encoder, ["stem"], 1)
+    trainer.train(["7", "head"])
+    trainer.ledger.count([part("a", 3)] * 5)
+    trainer.ledger.offer(contribution("a", bad, seq=3))
+    trainer.ledger.preview()
+    trainer.ledger.refuse()
+    for name in names(trainer.encoder):
+        trainer.assert_moved(name, [])
+    assert trainer.ledger.version == START_VERSION + 1
+    assert trainer.ledger.merged == {"a": (BOOT, 3)}
+    good = changes(trainer.encoder, ["stem"], 2)
+    trainer.ledger.count([part("a", 3)] * 1 + [part("b", 3)] * 3)
+    trainer.ledger.offer(contribution("a", good, seq=4, base=START_VERSION + 1))
+    trainer.ledger.offer(contribution("b", good, base=START_VERSION + 1))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, good["stem"])])
+
+
+def test_a_preview_changes_nothing() -> None:
+    trainer = Trainer()
+    moved = trainer.train(["7"])
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", changes(trainer.encoder, ["stem"], 1)))
+    first, again = trainer.ledger.preview(), trainer.ledger.preview()
+    assert all(torch.equal(first[name][key], again[name][key]) for name in first for key in first[name])
+    trainer.assert_moved("stem", [])
+    trainer.assert_moved("7", [(1.0, moved["7"])])
+    assert trainer.ledger.version == START_VERSION
+
+
+def test_later_training_leaves_a_committed_version_alone() -> None:
+    trainer = Trainer()
+    trainer.train(["7"])
+    trainer.ledger.count([part("a", 3)])
+    trainer.merge()
+    after_first = block_state(trainer.encoder, "7")
+    trainer.train(["7"], seed=5)
+    trainer.ledger.refuse()
+    assert all(torch.equal(value, after_first[key]) for key, value in block_state(trainer.encoder, "7").items())
+
+
+@pytest.mark.parametrize("size", [1e3, 1e30])
+def test_a_change_out_of_all_proportion_is_clipped_to_its_block(size: float) -> None:
+    trainer = Trainer()
+    mad = changes(trainer.encoder, ["2"], 1, size)
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", mad))
+    trainer.merge()
+    before = torch.cat([value.flatten() for value in trainer.start["2"].values()])
+    after = torch.cat([value.detach().flatten() for value in block_parameters(trainer.encoder, "2")])
+    moved = torch.linalg.vector_norm((after - before).double())
+    assert float(moved) == pytest.approx(LONGEST_CHANGE * float(before.norm()), rel=1e-4)
