@@ -18,6 +18,7 @@ from common.codec import Codec
 from common.config_models import TrainerConfig
 from common.encoder import build_encoder
 from common.errors import ConfigError
+from common.link import Link
 from common.mixture_memory import MixtureMemory
 from common.process import keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import block_state, names
@@ -33,7 +34,7 @@ from trainer.metrics import MetricsLog
 from trainer.presence import TrainerPresence, retained_version
 from trainer.publisher import Publisher
 from trainer.registry import Registry
-from trainer.resume import State, fresh_run, restore, to_checkpoint
+from trainer.resume import Progress, State, fresh_run, restore, to_checkpoint
 from trainer.schedule import learning_rate
 from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
@@ -67,21 +68,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
     topics = Topics(fleet.fleet)
     boot = new_boot()
     saved = checkpoint.load_latest(settings.state_directory, fingerprint)
-    encoder = build_encoder(fleet.encoder, settings.seed).to(compute)
-    optimizers = BlockOptimizers(
-        encoder,
-        kind=fleet.optimizer.kind,
-        weight_decay=fleet.optimizer.weight_decay,
-        warmup_steps=fleet.optimizer.warmup_steps,
-    )
-    mixture = MixtureMemory(seed=settings.seed).to(compute)
-    state = State(
-        encoder,
-        optimizers,
-        mixture,
-        directions=torch.Generator().manual_seed(settings.seed),
-        rounding=torch.Generator().manual_seed(settings.seed + 1),
-    )
+    state = _state(settings, compute)
     progress = fresh_run() if saved is None else restore(saved, state)
     link = open_link(
         fleet,
@@ -93,112 +80,139 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
     link.start()
     try:
         presence = TrainerPresence(link, topics, boot=boot, run=progress.run, fingerprint=fingerprint)
-        version = (
-            max(progress.weights_version, retained_version(link, topics, boot=boot, presence=presence, stop=stop)) + 1
-        )
+        retained = retained_version(link, topics, boot=boot, presence=presence, stop=stop)
         if stop.is_set():  # while it waited for the broker: nothing was trained, nothing is saved
             return
-        LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, version, software())
         ledger = WeightsLedger(
-            encoder,
-            version=version,
+            state.encoder,
+            version=max(progress.weights_version, retained) + 1,
             discount=STALENESS_DISCOUNT,
             local_cap=LOCAL_WINDOWS_CAP,
             merged=progress.merged,
         )
-        lockstep = settings.speed == "fast"
-        plan = MergePlan(
-            merge_every=settings.merge_every, deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s
-        )
-        guard = CollapseGuard(progress.ranks)
-        limits = messages.Limits(max_message_bytes=fleet.max_message_bytes)
-        answering = Answering(
-            link, topics, snapshot(encoder, mixture, version), limits=limits, stream_time=lockstep, compute=compute
-        )
-        loss = HybridLoss(
-            temperature=settings.temperature,
-            sw_weight=settings.sw_weight,
-            sw_projections=settings.sw_projections,
-            laplacian_weight=settings.laplacian_weight,
-        )
-        buffer = TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours)
-        server_step = ServerStep(
-            encoder,
-            optimizers,
-            loss,
-            buffer,
-            false_negative_s=settings.false_negative_s,
-            directions=state.directions,
-            compute=compute,
-        )
+        LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, ledger.version, software())
         with MetricsLog(settings.state_directory, next_step=progress.steps + 1) as log:
-            training = Training(
-                link=link,
-                topics=topics,
-                server_step=server_step,
-                ledger=ledger,
-                mixture=mixture,
-                plan=plan,
-                log=log,
-                gradient_codec=Codec.parse(settings.gradient_codec),
-                rounding=state.rounding,
-                learning_rate_at=partial(
-                    learning_rate,
-                    schedule=settings.schedule,
-                    peak=settings.learning_rate,
-                    budget_windows=settings.budget_windows,
-                ),
-                embedding_ms_p95=answering.embedding_ms_p95,
-                steps=progress.steps,
-                windows=progress.windows,
-            )
-
-            def save_checkpoint() -> None:
-                counted = (
-                    ledger.version,
-                    training.steps,
-                    training.windows,
-                    tuple(guard.accepted_ranks()),
-                    ledger.merged,
-                )
-                checkpoint.save(
-                    settings.state_directory,
-                    to_checkpoint(state, progress.run, fingerprint, fleet.encoder, *counted),
-                )
-
-            for kind in (Kind.STATUS, Kind.UPDATE, Kind.ACTIVATIONS, Kind.TELEMETRY):
-                link.subscribe(topics.every_device(kind), qos=0 if kind in (Kind.ACTIVATIONS, Kind.TELEMETRY) else 1)
-            loop = TrainerLoop(
-                link=link,
-                topics=topics,
-                encoder=encoder,
-                mixture=mixture,
-                answering=answering,
-                registry=Registry(fingerprint=fingerprint),
-                batcher=Batcher(
-                    max_lag=settings.max_lag,
-                    parts_per_step=fleet.parts_per_step,
-                    expected_devices=settings.expected_devices if lockstep else 0,
-                ),
-                training=training,
-                updates=Updates({name: block_state(encoder, name) for name in names(encoder)}, compute=compute),
-                ledger=ledger,
-                plan=plan,
-                guard=guard,
-                publisher=Publisher(link, topics, run=progress.run, fingerprint=fingerprint, dtype=fleet.weights_codec),
-                desired=Desired(
-                    settings.pins,
-                    tuple(settings.allowed_cuts or ()),
-                    settings.desired.codec,
-                    settings.desired.paused,
-                ),
-                save_checkpoint=save_checkpoint,
-                announce=lambda: presence.show("ready", ledger.version),
-            )
-            loop.run(stop)
+            _loop(settings, compute, fingerprint, link, topics, state, progress, ledger, presence, log).run(stop)
         presence.show("stopped", ledger.version)
     finally:
         link.stop(timeout_s=5.0)
+
+
+def _state(settings: TrainerConfig, compute: torch.device) -> State:
+    optimizer = settings.fleet.optimizer
+    encoder = build_encoder(settings.fleet.encoder, settings.seed).to(compute)
+    return State(
+        encoder,
+        BlockOptimizers(
+            encoder,
+            kind=optimizer.kind,
+            weight_decay=optimizer.weight_decay,
+            warmup_steps=optimizer.warmup_steps,
+        ),
+        MixtureMemory(seed=settings.seed).to(compute),
+        directions=torch.Generator().manual_seed(settings.seed),
+        rounding=torch.Generator().manual_seed(settings.seed + 1),
+    )
+
+
+def _loop(
+    settings: TrainerConfig,
+    compute: torch.device,
+    fingerprint: str,
+    link: Link,
+    topics: Topics,
+    state: State,
+    progress: Progress,
+    ledger: WeightsLedger,
+    presence: TrainerPresence,
+    log: MetricsLog,
+) -> TrainerLoop:
+    fleet = settings.fleet
+    encoder = state.encoder
+    lockstep = settings.speed == "fast"
+    guard = CollapseGuard(progress.ranks)
+    plan = MergePlan(
+        merge_every=settings.merge_every, deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s
+    )
+    answering = Answering(
+        link,
+        topics,
+        snapshot(encoder, state.mixture, ledger.version),
+        limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
+        stream_time=lockstep,
+        compute=compute,
+    )
+    training = Training(
+        link=link,
+        topics=topics,
+        server_step=_server_step(settings, state, compute),
+        ledger=ledger,
+        mixture=state.mixture,
+        plan=plan,
+        log=log,
+        gradient_codec=Codec.parse(settings.gradient_codec),
+        rounding=state.rounding,
+        learning_rate_at=partial(
+            learning_rate,
+            schedule=settings.schedule,
+            peak=settings.learning_rate,
+            budget_windows=settings.budget_windows,
+        ),
+        embedding_ms_p95=answering.embedding_ms_p95,
+        steps=progress.steps,
+        windows=progress.windows,
+    )
+
+    def save_checkpoint() -> None:
+        counted = (ledger.version, training.steps, training.windows, tuple(guard.accepted_ranks()), ledger.merged)
+        content = to_checkpoint(state, progress.run, fingerprint, fleet.encoder, *counted)
+        checkpoint.save(settings.state_directory, content)
+
+    for kind in (Kind.STATUS, Kind.UPDATE):
+        link.subscribe(topics.every_device(kind), qos=1)
+    link.subscribe(topics.every_device(Kind.ACTIVATIONS), qos=0)
+    return TrainerLoop(
+        link=link,
+        topics=topics,
+        encoder=encoder,
+        mixture=state.mixture,
+        answering=answering,
+        registry=Registry(fingerprint=fingerprint),
+        batcher=Batcher(
+            max_lag=settings.max_lag,
+            parts_per_step=fleet.parts_per_step,
+            expected_devices=settings.expected_devices if lockstep else 0,
+        ),
+        training=training,
+        updates=Updates({name: block_state(encoder, name) for name in names(encoder)}, compute=compute),
+        ledger=ledger,
+        plan=plan,
+        guard=guard,
+        publisher=Publisher(link, topics, run=progress.run, fingerprint=fingerprint, dtype=fleet.weights_codec),
+        desired=Desired(
+            settings.pins, tuple(settings.allowed_cuts or ()), settings.desired.codec, settings.desired.paused
+        ),
+        save_checkpoint=save_checkpoint,
+        announce=lambda: presence.show("ready", ledger.version),
+    )
+
+
+def _server_step(settings: TrainerConfig, state: State, compute: torch.device) -> ServerStep:
+    loss = HybridLoss(
+        temperature=settings.temperature,
+        sw_weight=settings.sw_weight,
+        sw_projections=settings.sw_projections,
+        laplacian_weight=settings.laplacian_weight,
+    )
+    return ServerStep(
+        state.encoder,
+        state.optimizers,
+        loss,
+        TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours),
+        false_negative_s=settings.false_negative_s,
+        directions=state.directions,
+        compute=compute,
+    )
 
 
 def _compute(wanted: str) -> torch.device:

@@ -37,7 +37,7 @@ LATENCIES_KEPT = 512
 GROUP = 16  # parts embedded at once: no slower than more, and the first need not wait for the last
 
 
-DeviceMessage = messages.DeviceStatus | messages.UpdateChunk | messages.Telemetry
+DeviceMessage = messages.DeviceStatus | messages.UpdateChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Answering:
             while not self._stop.is_set():
                 unanswered += self._take(self._drain(0.0 if unanswered else IDLE_S))
                 unanswered = self._answer(unanswered)
-        except BaseException as error:  # our own bug: the training thread raises it and the process ends loudly
+        except BaseException as error:  # noqa: BLE001  our own bug: the training thread raises it, loudly
             self.inbox.put(error)
 
     def _drain(self, timeout_s: float) -> list[Incoming]:
@@ -152,7 +152,6 @@ class Answering:
         types = {
             Kind.STATUS: messages.DeviceStatus,
             Kind.UPDATE: messages.UpdateChunk,
-            Kind.TELEMETRY: messages.Telemetry,
         }
         if address.kind not in types:
             raise MessageError(f"{address.kind} is not for the trainer")

@@ -109,7 +109,7 @@ class TrainerLoop:
         assert device is not None
         if isinstance(item.message, messages.DeviceStatus):
             self._follow(device, item.message)
-        elif isinstance(item.message, messages.UpdateChunk):
+        else:
             self._collect(device, item.message)
 
     def _follow(self, device: str, status: messages.DeviceStatus) -> None:

@@ -33,7 +33,7 @@ METRICS: dict[str, str] = {
     "devices": "devices with at least one window in the batch",
     "quantisation_error": "relative L2 error of the gradients sent back (of every eighth), by their quantisation",
     "seconds": "time from the closed batch to its last gradient handed to the link",
-    "embedding_ms_p95": "95th percentile, over the last 512 parts, of the time from receiving one to handing its embedding to the link",
+    "embedding_ms_p95": "95th percentile over the last 512 parts: from receiving one to handing its embedding on",
 }
 """Every metric and what it means: the README's table and TensorBoard's tags."""
 
@@ -57,7 +57,7 @@ class StepMetrics:
     devices: int
     quantisation_error: float | None
     seconds: float
-    embedding_ms_p95: float | None = None
+    embedding_ms_p95: float | None
 
 
 def normalised_task_loss(task_loss: float, candidates: float) -> float:

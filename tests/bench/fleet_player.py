@@ -2,10 +2,10 @@
 
     python -m tests.bench.fleet_player URL FLEET ENCODER CUT DEVICES PARTS
 
-One process and one connection for all devices. Each line ``N`` on standard input makes every device do N steps: it sends
-the parts of a step, and the next step's when the gradients of the step have all come. Then one JSON line tells how many
-windows were answered and in what time. The end of the input ends it. What eight devices would compute each for itself,
-messages made and answers read, is done before and after that time.
+One process and one connection for all devices. Each line ``N`` on standard input makes every device do N steps: it
+sends the parts of a step, and the next step's when the gradients of the step have all come. Then one JSON line tells
+how many windows were answered and in what time. The end of the input ends it. What eight devices would compute each
+for itself, messages made and answers read, is done before and after that time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BOOT = "0123456789abcdef"
 
 
 def recorded(encoder: Encoder, cut: int, devices: int, parts: int) -> list[list[Tensor]]:
-    """For each device the activations [2, C, H, W] of its parts: a clip of a synthetic class, two crops of it a window."""
+    """For each device the activations [2, C, H, W] of its parts: a clip of a synthetic class, two crops a window."""
     rng = np.random.default_rng(0)
     log_mel = LogMel()
     made = []

@@ -5,11 +5,12 @@
 Pipeline: the trainer of a real fleet (``python -m trainer``, one torch thread, int8 both ways) behind a broker, and one
 process that plays 8 devices x 8 windows with prerecorded activations at cut 5 (`fleet_player`). Bare: the same work in
 this process without link, messages and codec: for each batch the embeddings and uncertainties of view A, as the
-answering thread computes them (in groups of 8, 16 or all 64, whichever is fastest here), and the
-trainer's own server step with loss and optimizer, and the mixture's update. The two take turns, because a machine that
-does other things besides changes its speed; the figures are medians over the turns, ``ratio`` of each pipeline turn
-against the mean of its two bare neighbours. ``*_cpu_ms`` are milliseconds of processor time for a window, which other
-programs disturb less than the clock; ``others_cores`` is how many cores those kept busy meanwhile. ``merge_every`` lies beyond the run: a merge is no part of either side.
+answering thread computes them (in groups of 8, 16 or all 64, whichever is fastest here), and the trainer's own server
+step with loss and optimizer, and the mixture's update. The two take turns, because a machine that does other things
+besides changes its speed; the figures are medians over the turns, ``ratio`` of each pipeline turn against the mean of
+its two bare neighbours. ``*_cpu_ms`` are milliseconds of processor time for a window, which other programs disturb less
+than the clock; ``others_cores`` is how many cores those kept busy meanwhile. ``merge_every`` lies beyond the run: a
+merge is no part of either side.
 
 The last line is one JSON object; without ``--quick`` it holds the other encoder and the other broker as well.
 """
@@ -364,8 +365,8 @@ def _print(result: Result) -> None:
         f"{result.windows_per_s_pipeline:.0f} of {result.windows_per_s_bare:.0f} windows/s; "
         f"embedding p95 {result.embedding_ms_p95:.1f} ms\n"
         f"  processor ms a window: bare {result.bare_cpu_ms:.2f}, trainer {result.trainer_cpu_ms:.2f}, "
-        f"broker {result.broker_cpu_ms:.2f}, player {result.player_cpu_ms:.2f}; trainer's step {result.step_ms:.0f} ms; "
-        f"other programs {result.others_cores:.2f} cores\n"
+        f"broker {result.broker_cpu_ms:.2f}, player {result.player_cpu_ms:.2f}\n"
+        f"  trainer's step {result.step_ms:.0f} ms; other programs {result.others_cores:.2f} cores\n"
     )
 
 

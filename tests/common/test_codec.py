@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from common.codec import Codec, EncodedTensor, decode, decode_tensor, encode, quantisation_error
+from common.codec import Codec, EncodedTensor, decode, decode_tensor, encode, quantisation_error, rows
 from common.errors import MessageError
 from common.limits import Limits
 from common.quantiser import group_count
@@ -293,3 +293,16 @@ def test_a_state_that_cannot_travel_is_our_own_mistake() -> None:
         pack_state({"a": torch.tensor([1e6])}, "fp16")
     with pytest.raises(ValueError, match="not floating point"):
         pack_state({"a": torch.tensor([1])}, "fp32")
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4"])
+def test_the_rows_of_a_batch_are_what_each_would_be_if_encoded_alone(name: str) -> None:
+    batch = torch.randn(5, 192, generator=torch.Generator().manual_seed(3))
+    codec = Codec.parse(name)
+    assert rows(encode(batch, codec)) == [encode(row[None], codec) for row in batch]
+
+
+@pytest.mark.parametrize("name", ["int8-channel", "int8-sample-zlib"])
+def test_what_does_not_lie_in_rows_is_not_taken_apart(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be taken apart"):
+        rows(encode(torch.ones(2, 4, 8), Codec.parse(name)))

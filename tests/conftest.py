@@ -1,0 +1,9 @@
+"""For every test."""
+
+from __future__ import annotations
+
+import torch
+
+# One thread, as on the device and in the trainer's default: sums add up in one order, and tests running side by side do
+# not wait for each other's threads.
+torch.set_num_threads(1)
