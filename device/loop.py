@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ from device.windows import WINDOW_S, Window
 LOG = logging.getLogger(__name__)
 WINDOW_WAIT_S = 0.2
 ANSWER_WAIT_S = 0.5
+LOCAL_STEPS_WAITING = 4  # windows for local steps that a step in flight holds up; older ones are given up
 DWELL_WINDOWS = 16  # a cut is kept at least this long: moving costs a fetch and a fresh optimizer
 
 
@@ -122,7 +124,7 @@ class DeviceLoop:
         self._stop = stop
         self._client_step = ClientStep(encoder, optimizers)
         self._exchange = self._exchange_of(0)
-        self._local: list[LocalWindow] = []
+        self._local: deque[LocalWindow] = deque(maxlen=LOCAL_STEPS_WAITING * pace.parts_per_step)
         self._cut = pace.first_cut
         self._target = pace.first_cut
         self._since_change = DWELL_WINDOWS
@@ -141,7 +143,7 @@ class DeviceLoop:
             self._show_state()
             if not self._exchange.sent:
                 self._between_steps()
-            elif not self._online():
+            elif self._mailbox.paused or not self._online() or self._exchange.over(time.monotonic()):
                 self._finish_step()
             if self._mailbox.paused:
                 self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
@@ -224,7 +226,7 @@ class DeviceLoop:
         self._since_change = 0
 
     def _local_step(self) -> None:
-        batch, self._local = self._local[: self._pace.parts_per_step], self._local[self._pace.parts_per_step :]
+        batch = [self._local.popleft() for _ in range(self._pace.parts_per_step)]
         with self._computing():
             loss = self._edge_learner.step(
                 [one.views for one in batch],

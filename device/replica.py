@@ -7,6 +7,7 @@ only when the digest of every block the device needs matches the manifest, all a
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from common.messages import Manifest, WeightsChunk
 from common.split import block_state, load_block, names
 from common.state_blob import WeightsDtype, unpack_state
 
+LOG = logging.getLogger(__name__)
 SENT_KEPT = 4  # updates of which a manifest may still speak; one a merge is normal
 
 
@@ -132,6 +134,8 @@ class Replica:
         if not arrived and (manifest.run, manifest.weights_version) == (self.run, self.version):
             return False
         fresh = {name: self._unpack(name) for name in arrived}
+        if self.run not in ("", manifest.run):
+            self._forget_change()
         merged = self._take_merged(manifest)
         for name in names(self._encoder):
             self._rebase(name, fresh.get(name), merged.get(name))
@@ -140,6 +144,15 @@ class Replica:
         self._applied = {name: entry.digest for name, entry in manifest.entries.items()}
         self.version, self.run = manifest.weights_version, manifest.run
         return True
+
+    def _forget_change(self) -> None:
+        """What was learned in another run is a change of other weights: it would be noise in this one."""
+        LOG.warning("the trainer began another run: what was learned since version %d is dropped", self.version)
+        for name, base in self._base.items():
+            load_block(self._encoder, name, base)
+        self._sent.clear()
+        self._trained.clear()
+        self.windows = self.local_windows = 0
 
     def _unpack(self, name: str) -> State:
         shapes = {key: value.shape for key, value in block_state(self._encoder, name).items()}

@@ -170,6 +170,7 @@ def _loop(
 
     for kind in (Kind.STATUS, Kind.UPDATE):
         link.subscribe(topics.every_device(kind), qos=1)
+    link.subscribe(topics.trainer_status(), qos=1)
     link.subscribe(topics.every_device(Kind.ACTIVATIONS), qos=0)
     return TrainerLoop(
         link=link,

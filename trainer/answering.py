@@ -31,13 +31,14 @@ LOG = logging.getLogger(__name__)
 INBOX_CAPACITY = 4096
 IDLE_S = 0.2
 LARGEST_ACTIVATION = 1e6  # behind a normalisation they are below 100; squares of far larger ones leave float32
+LONGEST_DEADLINE_S = 60.0  # what a device may ask of all the others
 PAUSE_S = 0.002  # without a message: the burst is over
 BURST_S = 0.02  # the longest that a part waits for the end of its burst
 LATENCIES_KEPT = 512
 GROUP = 16  # parts embedded at once: no slower than more, and the first need not wait for the last
 
 
-DeviceMessage = messages.DeviceStatus | messages.UpdateChunk
+ControlMessage = messages.DeviceStatus | messages.UpdateChunk | messages.TrainerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Control:
     """A decoded control message on its way to the training thread."""
 
     address: Address
-    message: DeviceMessage
+    message: ControlMessage
 
 
 Inbox = Sequence[Part | Control] | BaseException
@@ -152,10 +153,11 @@ class Answering:
         types = {
             Kind.STATUS: messages.DeviceStatus,
             Kind.UPDATE: messages.UpdateChunk,
+            Kind.TRAINER_STATUS: messages.TrainerStatus,
         }
         if address.kind not in types:
             raise MessageError(f"{address.kind} is not for the trainer")
-        message: DeviceMessage = messages.decode(types[address.kind], incoming.payload, limits=self._limits)
+        message: ControlMessage = messages.decode(types[address.kind], incoming.payload, limits=self._limits)
         return Control(address, message)
 
     def _part(self, address: Address, incoming: Incoming) -> Part:
@@ -176,7 +178,7 @@ class Answering:
             last=message.last,
             cut=message.cut,
             weights_version=message.weights_version,
-            deadline_s=message.deadline_ms / 1000,
+            deadline_s=min(message.deadline_ms / 1000, LONGEST_DEADLINE_S),
             segment=message.segment,
             window_index=message.window_index,
             time_s=message.monotonic_ms / 1000 if self._stream_time else incoming.received_s,

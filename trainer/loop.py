@@ -105,6 +105,10 @@ class TrainerLoop:
             if refusal is not None:
                 self._training.refuse(item, refusal)
             return
+        if isinstance(item.message, messages.TrainerStatus):
+            if item.message.state == "lost":  # a late will, of an earlier trainer or connection: this one is alive
+                self._announce()
+            return
         device = item.address.device
         assert device is not None
         if isinstance(item.message, messages.DeviceStatus):

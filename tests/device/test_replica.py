@@ -400,3 +400,14 @@ def test_a_change_sent_before_the_restart_and_merged_meanwhile_does_not_count_tw
     again.learn(0.125)
     for name, state in again.blocks_of(again.change()).items():
         assert furthest(state, everywhere(again.encoder, 0.125, [name])[name]) < 4 * ULP
+
+
+def test_what_was_learned_in_another_run_is_not_carried_onto_its_weights() -> None:
+    first, second, device = Published(), Published(run="run-2", encoder=build_encoder("mobile", seed=2)), Device()
+    device.start(first)
+    device.learn(0.25)
+    device.change()
+    device.receive(second)
+    assert device.replica.apply(NEEDED)
+    assert unchanged(weights(second.encoder), device.encoder)
+    assert device.replica.change() is None

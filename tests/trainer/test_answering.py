@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -17,7 +18,7 @@ from common.messages import Activations, DeviceStatus, Embedding, UpdateChunk
 from common.mixture_memory import MixtureMemory
 from common.topics import Kind, Topics
 from tests.fakes import FakeLink
-from trainer.answering import LARGEST_ACTIVATION, Answering, Control, Snapshot
+from trainer.answering import LARGEST_ACTIVATION, LONGEST_DEADLINE_S, Answering, Control, Snapshot
 from trainer.batcher import Part
 
 BOOT = "a" * 16
@@ -148,6 +149,15 @@ def test_status_and_update_are_handed_on_in_order_and_not_answered() -> None:
     assert [item.message for item in handed_on if isinstance(item, Control)] == [status, chunk]
     assert [item.address.kind for item in handed_on if isinstance(item, Control)] == [Kind.STATUS, Kind.UPDATE]
     assert receiving.answers() == []
+
+
+def test_no_device_makes_the_others_wait_longer_than_a_minute() -> None:
+    receiving = Receiving()
+    message = messages.decode(Activations, sent(activations(receiving.encoder, 5), 5).payload)
+    patient = dataclasses.replace(message, deadline_ms=10**9)
+    [part] = receiving.receive(Incoming(TOPICS.activations("pi"), messages.encode(patient), False, 1.0))
+    assert isinstance(part, Part)
+    assert part.deadline_s == LONGEST_DEADLINE_S
 
 
 def refused(receiving: Receiving, incoming: Incoming) -> str:
