@@ -100,6 +100,7 @@ def _loop(
     settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, source: Source, stop: threading.Event
 ) -> DeviceLoop:
     fleet = settings.fleet
+    address = BrokerAddress.parse(fleet.broker.url)  # the link's own is the emulated link's, where there is one
     encoder = build_encoder(fleet.encoder, seed=0)
     codec = Codec.parse(settings.codec)
     LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, weights_dtype=fleet.weights_codec)))
@@ -157,6 +158,7 @@ def _loop(
         stretch=_stretch(settings, encoder),
         journal=journal,
         stop=stop,
+        broker=f"{address.host}:{address.port}",
     )
 
 

@@ -100,7 +100,9 @@ class DeviceLoop:
         stretch: ComputeStretch | None,
         journal: Journal,
         stop: threading.Event,
+        broker: str,
     ) -> None:
+        self._broker = broker
         self._device = device
         self._boot = boot
         self._room = room
@@ -132,14 +134,15 @@ class DeviceLoop:
     def run(self) -> None:
         """Work until the windows are used up, the source is exhausted, or ``stop`` is set.
 
+        A trainer of another configuration that turns up later is as good as none: the device learns alone.
+
         Raises:
-            ConfigError: the trainer speaks for another configuration.
+            ConfigError: at start, a trainer of another configuration.
             NeverReady: no weights on disk and no fleet within the start timeout.
         """
         self._become_ready()
         while not self._stop.is_set() and not self._finished():
             self._mailbox.drain(self._exchange, 0.0)
-            self._refuse_other_fleet()
             self._show_state()
             if not self._exchange.sent:
                 self._between_steps()
@@ -173,7 +176,7 @@ class DeviceLoop:
             self._refuse_other_fleet()
         if not self._replica.initialised and not self._stop.is_set():
             reason = self._link.counters().last_error or "the broker answers, but there is no trainer"
-            raise NeverReady(f"no fleet at {self._link.address.host}:{self._link.address.port}: {reason}")
+            raise NeverReady(f"no fleet at {self._broker}: {reason}")
 
     def _refuse_other_fleet(self) -> None:
         other = self._mailbox.other_fingerprint

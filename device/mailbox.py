@@ -119,16 +119,14 @@ class Mailbox:
         if status.state == "lost" and not incoming.retained and known is not None and known.boot != status.boot:
             return  # a late will of an earlier boot; what is retained is the latest, whoever it speaks of
         self.trainer = status
-        self._compare(status.fingerprint)
+        if status.state == "ready":
+            self.other_fingerprint = status.fingerprint if status.fingerprint != self._fingerprint else None
 
     def _take_manifest(self, incoming: Incoming) -> None:
         manifest = messages.decode(messages.Manifest, incoming.payload, limits=self._limits)
-        self._compare(manifest.fingerprint)
-        if self.other_fingerprint is None:
-            self._replica.offer_manifest(manifest)
-
-    def _compare(self, fingerprint: str) -> None:
-        self.other_fingerprint = fingerprint if fingerprint != self._fingerprint else None
+        if manifest.fingerprint != self._fingerprint:
+            raise MessageError(f"manifest of another configuration (fingerprint {manifest.fingerprint[:12]})")
+        self._replica.offer_manifest(manifest)
 
 
 def _check_codec(text: str | None) -> None:

@@ -92,7 +92,8 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
         )
         LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, ledger.version, software())
         with MetricsLog(settings.state_directory, next_step=progress.steps + 1) as log:
-            _loop(settings, compute, fingerprint, link, topics, state, progress, ledger, presence, log).run(stop)
+            loop = _loop(settings, compute, fingerprint, link, topics, boot, state, progress, ledger, presence, log)
+            loop.run(stop)
         presence.show("stopped", ledger.version)
     finally:
         link.stop(timeout_s=5.0)
@@ -121,6 +122,7 @@ def _loop(
     fingerprint: str,
     link: Link,
     topics: Topics,
+    boot: str,
     state: State,
     progress: Progress,
     ledger: WeightsLedger,
@@ -195,6 +197,7 @@ def _loop(
         ),
         save_checkpoint=save_checkpoint,
         announce=lambda: presence.show("ready", ledger.version),
+        boot=boot,
     )
 
 

@@ -65,6 +65,7 @@ class Batcher:
         self._max_lag = max_lag
         self._parts_per_step = parts_per_step
         self._expected = expected_devices
+        self._finished: set[str] = set()
         self._seats: dict[str, _Seat] = {}
         self._newest_s = 0.0
 
@@ -82,6 +83,10 @@ class Batcher:
     def leave(self, device: str) -> None:
         """A device is gone; the parts it sent are dropped and nobody waits for it."""
         self._seats.pop(device, None)
+
+    def finish(self, device: str) -> None:
+        """A device has done its work, in this life of the trainer or an earlier one: it is not expected any more."""
+        self._finished.add(device)
 
     def add(self, part: Part, *, now_s: float, weights_version: int) -> Refusal | None:
         """Take a part, or say why not."""
@@ -103,7 +108,8 @@ class Batcher:
         seat.parts[part.part] = part
         seat.missed = 0
         self._newest_s = now_s
-        self._expected = 0 if len(self._seats) >= self._expected else self._expected
+        if self._assembled():
+            self._expected = 0
         return None
 
     def due(self, now_s: float) -> bool:
@@ -113,9 +119,12 @@ class Batcher:
             return False
         if now_s - self._newest_s >= max(part.deadline_s for seat in waiting for part in seat.parts.values()):
             return True
-        if len(self._seats) < self._expected:
+        if not self._assembled():
             return False
         return all(seat.complete() for seat in self._seats.values() if seat.parts or seat.missed < PATIENCE)
+
+    def _assembled(self) -> bool:
+        return len(self._seats.keys() | self._finished) >= self._expected
 
     def seconds_left(self, now_s: float) -> float | None:
         """Seconds until the deadline closes the batch; None while it is empty."""

@@ -31,6 +31,7 @@ from trainer.weights import WeightsLedger
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.1
+HEAR_OUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class TrainerLoop:
         publisher: Publisher,
         desired: Desired,
         save_checkpoint: Callable[[], None],
-        announce: Callable[[], None],
+        announce: Callable[[], int],
+        boot: str,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -82,6 +84,8 @@ class TrainerLoop:
         self._desired = desired
         self._save_checkpoint = save_checkpoint
         self._announce = announce
+        self._boot = boot
+        self._echoed = 0
 
     def run(self, stop: threading.Event) -> None:
         """Train until ``stop`` is set, then merge what is there once more and save."""
@@ -94,10 +98,18 @@ class TrainerLoop:
                 self._training.train(self._batcher.take())
             if self._plan.due(live=self._batcher.live, offered=self._ledger.offered, now_s=time.monotonic()):
                 self._merge()
+        self._hear_out()
+        self._merge()
+
+    def _hear_out(self) -> None:
+        """Take what is still on its way: a device's last change was sent before our own status comes back."""
+        seq, until_s = self._announce(), time.monotonic() + HEAR_OUT_S
+        while self._echoed < seq and time.monotonic() < until_s and self._link.connected:
+            for item in _waiting(self._answering.inbox, POLL_S):
+                self._take(item)
         self._answering.stop()
         for item in _waiting(self._answering.inbox, 0.0):
             self._take(item)
-        self._merge()
 
     def _take(self, item: Part | Control) -> None:
         if isinstance(item, Part):
@@ -108,6 +120,7 @@ class TrainerLoop:
         if isinstance(item.message, messages.TrainerStatus):
             if item.message.state == "lost":  # a late will, of an earlier trainer or connection: this one is alive
                 self._announce()
+            self._echoed = max(self._echoed, item.message.seq if item.message.boot == self._boot else 0)
             return
         device = item.address.device
         assert device is not None
@@ -118,6 +131,8 @@ class TrainerLoop:
 
     def _follow(self, device: str, status: messages.DeviceStatus) -> None:
         event = self._registry.offer(device, status)
+        if status.state == "stopped":
+            self._batcher.finish(device)
         if event == "joined":
             LOG.info("%s is ready (%s)", device, status.profile or "no profile")
             self._batcher.join(device, status.boot)

@@ -14,6 +14,7 @@ from common.topics import Kind, Topics
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.5
+HIGHEST_VERSION = 2**40  # a version a second for thirty thousand years
 COMPLAIN_POLLS = 20
 
 
@@ -33,11 +34,18 @@ class TrainerPresence:
         """What the broker publishes when the trainer dies."""
         return topics.trainer_status(), messages.encode(TrainerStatus("lost", boot, 0, "", fingerprint, 0))
 
-    def show(self, state: Literal["ready", "stopped"], weights_version: int) -> None:
-        """Publish the state, retained."""
+    def show(self, state: Literal["ready", "stopped"], weights_version: int) -> int:
+        """Publish the state, retained; its number, by which it is known when it comes back."""
         self._seq += 1
         status = TrainerStatus(state, self._boot, self._seq, self._run, self._fingerprint, weights_version)
         self._link.retain(self._topic, messages.encode(status))
+        return self._seq
+
+
+def _plausible(version: int) -> int:
+    if version > HIGHEST_VERSION:
+        raise MessageError(f"weights version {version} of a manifest that no trainer of ours published")
+    return version
 
 
 def retained_version(link: Link, topics: Topics, *, boot: str, presence: TrainerPresence, stop: threading.Event) -> int:
@@ -63,7 +71,7 @@ def retained_version(link: Link, topics: Topics, *, boot: str, presence: Trainer
             continue
         try:
             if topics.parse(incoming.topic).kind is Kind.MANIFEST:
-                version = messages.decode(Manifest, incoming.payload).weights_version
+                version = _plausible(messages.decode(Manifest, incoming.payload).weights_version)
             elif messages.decode(TrainerStatus, incoming.payload).boot == boot:
                 break
         except MessageError as error:

@@ -199,7 +199,8 @@ def test_weights_and_their_manifest_reach_the_replica() -> None:
 def test_a_manifest_of_another_configuration_does_not_reach_the_replica() -> None:
     fleet, device = Published(), Device()
     device.receive(TOPICS.manifest(), fleet.manifest(fingerprint="0" * 64))
-    assert device.mailbox.other_fingerprint == "0" * 64
+    assert device.mailbox.other_fingerprint is None
+    assert device.mailbox.refused[TOPICS.manifest()] == 1
     assert device.replica.announced_version == -1
 
 

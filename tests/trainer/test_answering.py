@@ -154,7 +154,7 @@ def test_status_and_update_are_handed_on_in_order_and_not_answered() -> None:
 def test_no_device_makes_the_others_wait_longer_than_a_minute() -> None:
     receiving = Receiving()
     message = messages.decode(Activations, sent(activations(receiving.encoder, 5), 5).payload)
-    patient = dataclasses.replace(message, deadline_ms=10**9)
+    patient = dataclasses.replace(message, deadline_ms=3_600_000)
     [part] = receiving.receive(Incoming(TOPICS.activations("pi"), messages.encode(patient), False, 1.0))
     assert isinstance(part, Part)
     assert part.deadline_s == LONGEST_DEADLINE_S
