@@ -107,14 +107,14 @@ class Answering:
             self.inbox.put(error)
 
     def _drain(self, timeout_s: float) -> list[Incoming]:
-        """What comes within ``timeout_s``, and the whole burst if it is one: a fleet sends when it has its gradients.
+        """What comes within ``timeout_s``, and of a burst a group at least: a fleet sends when it has its gradients.
 
-        Decoding while the network thread reads costs both of them several times as much: a switch between threads at
-        every array operation.
+        Decoding part by part while the network thread reads costs both of them several times as much: a switch between
+        threads at every array operation. But a whole group is answered at once, while training still waits for the rest.
         """
         burst = self._received(timeout_s)
         until_s = time.monotonic() + BURST_S
-        while burst and time.monotonic() < until_s:
+        while burst and len(burst) < GROUP and time.monotonic() < until_s:
             time.sleep(PAUSE_S)
             more = self._received(0.0)
             if not more:

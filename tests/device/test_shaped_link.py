@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import statistics
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -61,7 +60,7 @@ def receive_all(connection: socket.socket, size: int) -> None:
 def takes(expected_s: float, transfer: Callable[[], float]) -> None:
     """Never faster than it should be; a busy machine may be slower, but not every time."""
     times_s: list[float] = []
-    while len(times_s) < 6 and (not times_s or min(times_s) > expected_s * 1.05):
+    while len(times_s) < 12 and (not times_s or min(times_s) > expected_s * 1.05):
         times_s.append(transfer())
         assert times_s[-1] >= expected_s * 0.95
     assert min(times_s) <= expected_s * 1.05, times_s
@@ -119,10 +118,19 @@ def test_a_message_and_its_answer_take_the_round_trip(round_trip_ms: float) -> N
         ShapedLink("127.0.0.1", target, None, None, round_trip_ms) as link,
         connect(link.port) as connection,
     ):
-        times_s = [round_trip_s(connection) for _ in range(9)]
-    # The lower quarter: a busy machine adds to a round trip and never takes away. 2 ms: the clock of the event loop.
-    assert statistics.quantiles(times_s, n=4)[0] * 1000 == pytest.approx(round_trip_ms, rel=0.05, abs=2.0)
+        times_s = [round_trip_s(connection) for _ in range(25)]
+    # The shortest: a busy machine adds to a round trip and never takes away. 2 ms: the clock of the event loop.
+    assert min(times_s) * 1000 == pytest.approx(round_trip_ms, rel=0.05, abs=2.0)
     assert min(times_s) * 1000 >= round_trip_ms * 0.99
+
+
+def test_what_is_on_its_way_when_the_sender_closes_arrives_after_draining() -> None:
+    with served("count") as target, ShapedLink("127.0.0.1", target, None, None, 200.0) as link:
+        with connect(link.port) as connection:
+            connection.sendall(b"good-bye")
+        link.drain(5.0)
+        assert link.bytes_up == len(b"good-bye")
+        assert link.bytes_down == 1
 
 
 def test_delay_does_not_cost_rate() -> None:
