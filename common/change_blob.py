@@ -11,6 +11,12 @@ from common.errors import MessageError
 from common.state_blob import WeightsDtype, pack_state, unpack_state
 
 State = dict[str, Tensor]
+LONGEST_NAME_BYTES = 64
+
+
+def most_bytes(expected: Mapping[str, State]) -> int:
+    """The size of the largest change of these blocks: every value as fp32, and room for names and lengths."""
+    return sum(1024 + sum(512 + 4 * tensor.numel() for tensor in state.values()) for state in expected.values())
 
 
 def pack_blocks(blocks: Mapping[str, State], dtype: WeightsDtype) -> bytes:
@@ -26,8 +32,16 @@ def unpack_blocks(blob: bytes, expected: Mapping[str, State]) -> dict[str, State
         MessageError: not such a blob, an unknown block, a wrong shape, NaN or infinity.
     """
     try:
-        raw = msgpack.unpackb(blob, strict_map_key=True, max_map_len=len(expected), max_bin_len=len(blob))
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raw = msgpack.unpackb(
+            blob,
+            strict_map_key=True,
+            max_map_len=len(expected),
+            max_bin_len=len(blob),
+            max_str_len=LONGEST_NAME_BYTES,
+            max_array_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise MessageError(f"change of blocks: {error}") from error
     if not isinstance(raw, dict) or not all(isinstance(value, bytes) for value in raw.values()):
         raise MessageError("change of blocks: not a map of names to bytes")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 VIEWS = 2
 VALUE_BYTES = {"fp32": 4, "fp16": 2}
-WINDOW_BYTES = 30_720  # a window as PCM16: what a cut has to beat
+WINDOW_BYTES = 30_720  # a window of 15,360 samples as PCM16: what a cut has to beat
 
 
 @dataclass(frozen=True, slots=True)

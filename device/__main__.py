@@ -16,7 +16,7 @@ import torch
 
 from common import config, messages
 from common.block_optimizer import BlockOptimizers
-from common.codec import Codec
+from common.codec import DEFAULT_GRADIENT_CODEC, Codec
 from common.config_models import DeviceConfig
 from common.encoder import Encoder, build_encoder
 from common.errors import MessageError
@@ -103,7 +103,8 @@ def _loop(
     address = BrokerAddress.parse(fleet.broker.url)  # the link's own is the emulated link's, where there is one
     encoder = build_encoder(fleet.encoder, seed=0)
     codec = Codec.parse(settings.codec)
-    LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, weights_dtype=fleet.weights_codec)))
+    gradients = Codec.parse(DEFAULT_GRADIENT_CODEC)  # the trainer's file may say otherwise
+    LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, gradient_codec=gradients, weights_dtype=fleet.weights_codec)))
     optimizers = BlockOptimizers(
         encoder,
         kind=fleet.optimizer.kind,

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.change_blob import State, pack_blocks, unpack_blocks
+from common.change_blob import State, most_bytes, pack_blocks, unpack_blocks
 from common.chunks import Assembler
 from common.codec import digest
 from common.encoder import Encoder
@@ -84,7 +84,8 @@ class Replica:
         """
         if chunk.name not in names(self._encoder):
             raise MessageError(f"weights: unknown block {chunk.name!r}")
-        assembler = self._assemblers.setdefault(chunk.name, Assembler())
+        most = most_bytes({chunk.name: block_state(self._encoder, chunk.name)})
+        assembler = self._assemblers.setdefault(chunk.name, Assembler(max_bytes=most))
         blob = assembler.add((chunk.run, chunk.weights_version), chunk.index, chunk.count, chunk.data)
         if blob is not None:
             self._arrived[chunk.name] = (digest(blob), blob)

@@ -110,7 +110,7 @@ class Answering:
         """What comes within ``timeout_s``, and of a burst a group at least: a fleet sends when it has its gradients.
 
         Decoding part by part while the network thread reads costs both of them several times as much: a switch between
-        threads at every array operation. But a whole group is answered at once, while training still waits for the rest.
+        threads at every array operation. But a full group is answered at once, while training waits for the rest.
         """
         burst = self._received(timeout_s)
         until_s = time.monotonic() + BURST_S

@@ -140,6 +140,7 @@ class TrainerLoop:
         elif event == "left":
             LOG.info("%s is %s", device, status.state)
             self._batcher.leave(device)
+            self._updates.forget(device)
         elif event == "refused":
             LOG.error("%s speaks for another configuration (fingerprint %s); refused", device, status.fingerprint[:12])
             self._batcher.leave(device)

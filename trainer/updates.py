@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.change_blob import State, unpack_blocks
+from common.change_blob import State, most_bytes, unpack_blocks
 from common.chunks import Assembler
 from common.codec import digest
 from common.errors import MessageError
@@ -18,7 +18,12 @@ class Updates:
     def __init__(self, shapes: dict[str, State], *, compute: torch.device) -> None:
         self._shapes = shapes
         self._compute = compute
+        self._most_bytes = most_bytes(shapes)
         self._assemblers: dict[str, Assembler] = {}
+
+    def forget(self, device: str) -> None:
+        """Drop the chunks of a device that is gone."""
+        self._assemblers.pop(device, None)
 
     def offer(self, device: str, chunk: UpdateChunk) -> Contribution | None:
         """Take one chunk; the whole change once it is complete.
@@ -26,7 +31,7 @@ class Updates:
         Raises:
             MessageError: bytes that do not match their digest, unknown blocks, wrong shapes, NaN or infinity.
         """
-        assembler = self._assemblers.setdefault(device, Assembler())
+        assembler = self._assemblers.setdefault(device, Assembler(max_bytes=self._most_bytes))
         blob = assembler.add((chunk.boot, chunk.seq), chunk.index, chunk.count, chunk.data)
         if blob is None:
             return None

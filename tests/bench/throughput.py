@@ -9,7 +9,9 @@ answering thread computes them (in groups of 8, 16 or all 64, whichever is faste
 step with loss and optimizer, and the mixture's update. The two take turns, because a machine that does other things
 besides changes its speed; the figures are medians over the turns, ``ratio`` of each pipeline turn against the mean of
 its two bare neighbours. ``*_cpu_ms`` are milliseconds of processor time for a window, which other programs disturb less
-than the clock; ``others_cores`` is how many cores those kept busy meanwhile. ``merge_every`` lies beyond the run: a
+than the clock; ``others_cores`` is how many cores those kept busy meanwhile. A turn
+with more than 0.2 of them is repeated, at most so often that there are three times as many turns; the disturbed ones
+count only where none was quiet. ``merge_every`` lies beyond the run: a
 merge is no part of either side.
 
 The last line is one JSON object; without ``--quick`` it holds the other encoder and the other broker as well.
@@ -54,6 +56,8 @@ CUT, DEVICES, PARTS = 5, 8, 8
 WINDOWS = DEVICES * PARTS
 FLEET = "bench"
 PATIENCE_S = 60.0
+QUIET_CORES = 0.2
+MOST_ROUNDS = 3  # times as many as were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,23 @@ class Turn:
     player_cpu_s: float
     embedding_ms_p95: float
     others_cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One turn of the pipeline between two of the bare work: (wall, processor) seconds of a window."""
+
+    before: tuple[float, float]
+    turn: Turn
+    after: tuple[float, float]
+
+    @property
+    def quiet(self) -> bool:
+        return self.turn.others_cores <= QUIET_CORES
+
+    @property
+    def ratio(self) -> float:
+        return (self.before[0] + self.after[0]) / 2 / (self.turn.wall_s / self.turn.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +109,7 @@ class Result:
     others_cores: float
     step_ms: float
     turns: int
+    turns_disturbed: int
     windows: int
 
 
@@ -127,22 +149,21 @@ def measure(encoder_name: str, broker_choice: str, *, turns: int, steps: int) ->
         bare = _bare(settings)
         bare(2)  # the mixture starts, memory is allocated, threads are there
         pipeline(3)
-        bares, piped = [bare(steps)], []
-        for _ in range(turns):
-            piped.append(pipeline(steps))
-            bares.append(bare(steps))
+        rounds: list[Round] = []
+        before = bare(steps)
+        while sum(one.quiet for one in rounds) < turns and len(rounds) < MOST_ROUNDS * turns:
+            turn, after = pipeline(steps), bare(steps)
+            rounds.append(Round(before, turn, after))
+            before = after
         lines = read_metrics(Path(folder) / "state" / "metrics.jsonl")
-    return _result(encoder_name, broker_choice, bares, piped, lines[3:])
+    return _result(encoder_name, broker_choice, rounds, statistics.median(line.seconds for line in lines[3:]))
 
 
-def _result(
-    encoder: str, broker: str, bares: Sequence[tuple[float, float]], turns: Sequence[Turn], lines: Sequence[StepMetrics]
-) -> Result:
-    """``bares``: (wall, processor) seconds of a window."""
-    ratios = [
-        (before[0] + after[0]) / 2 / (turn.wall_s / turn.windows)
-        for before, turn, after in zip(bares, turns, bares[1:])
-    ]
+def _result(encoder: str, broker: str, rounds: Sequence[Round], step_s: float) -> Result:
+    counted = [one for one in rounds if one.quiet] or rounds
+    turns = [one.turn for one in counted]
+    bares = [bare for one in counted for bare in (one.before, one.after)]
+    ratios = [one.ratio for one in counted]
     latencies = [turn.embedding_ms_p95 for turn in turns]
 
     def cpu_ms(seconds: Callable[[Turn], float]) -> float:
@@ -162,8 +183,9 @@ def _result(
         broker_cpu_ms=cpu_ms(lambda turn: turn.broker_cpu_s),
         player_cpu_ms=cpu_ms(lambda turn: turn.player_cpu_s),
         others_cores=statistics.median(turn.others_cores for turn in turns),
-        step_ms=1000 * statistics.median(line.seconds for line in lines),
+        step_ms=1000 * step_s,
         turns=len(turns),
+        turns_disturbed=sum(not one.quiet for one in rounds),
         windows=sum(turn.windows for turn in turns),
     )
 
@@ -366,7 +388,8 @@ def _print(result: Result) -> None:
         f"embedding p95 {result.embedding_ms_p95:.1f} ms\n"
         f"  processor ms a window: bare {result.bare_cpu_ms:.2f}, trainer {result.trainer_cpu_ms:.2f}, "
         f"broker {result.broker_cpu_ms:.2f}, player {result.player_cpu_ms:.2f}\n"
-        f"  trainer's step {result.step_ms:.0f} ms; other programs {result.others_cores:.2f} cores\n"
+        f"  trainer's step {result.step_ms:.0f} ms; other programs {result.others_cores:.2f} cores, "
+        f"{result.turns} turns and {result.turns_disturbed} disturbed\n"
     )
 
 
