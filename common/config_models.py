@@ -228,7 +228,10 @@ class DeviceConfig(Settings):
         Profile | None, PointsTo("profile", "name of a shipped profile, path of a profile file, or null")
     ] = Field(
         default=None,
-        description="The board it is or imitates: energy model and emulated speed and link; null: neither.",
+        description="The board it is, or imitates: gives the energy model; null: unknown.",
+    )
+    emulate: bool = Field(
+        default=False, description="Imitate the profile's speed and link, so that one machine can play several boards."
     )
     source: SourceConfig = Field(description="Where its sound comes from.")
     speed: Literal["fast", "realtime"] = Field(

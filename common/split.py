@@ -129,7 +129,7 @@ def _encoded_bytes(sample: Tensor, codec: Codec) -> int:
 
 
 def format_cut_table(rows: Sequence[CutRow]) -> str:
-    """The table as aligned text, one line per cut; the last column but one compares with a window of PCM16."""
+    """The table as aligned text, one line per cut; ``of PCM16`` compares both directions with a window of raw audio."""
     header = ("cut", "activations", "up B/window", "down B/window", "of PCM16", "device params", "exchange B")
     lines = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

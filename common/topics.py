@@ -89,7 +89,7 @@ class Topics:
         return self._of_device(device, Kind.ACTIVATIONS)
 
     def telemetry(self, device: str) -> str:
-        """One message per decision of the splitter."""
+        """One message every few steps."""
         return self._of_device(device, Kind.TELEMETRY)
 
     def update(self, device: str, chunk: int) -> str:

@@ -1,8 +1,8 @@
 """Makes `import torchaudio` work beside a torch without CUDA. Set-up runs `python -m common.torchaudio_setup` once.
 
 The Linux wheels of torchaudio 2.11 (x86-64 and arm64) link their compiled extension against CUDA's libraries, so beside
-a CPU-only torch the import fails. Without the extension torchaudio works: its transforms are pure Python, and they are
-all we use. Where the import succeeds (macOS, a torch with CUDA) nothing is touched.
+a CPU-only torch the import fails. Without the extension torchaudio works: what we use of it is
+pure Python. Where the import succeeds (macOS, a torch with CUDA) nothing is touched.
 """
 
 from __future__ import annotations

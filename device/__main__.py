@@ -19,7 +19,7 @@ from common.block_optimizer import BlockOptimizers
 from common.codec import DEFAULT_GRADIENT_CODEC, Codec
 from common.config_models import DeviceConfig
 from common.encoder import Encoder, build_encoder
-from common.errors import MessageError
+from common.errors import ConfigError, MessageError
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.log_mel import LogMel
@@ -89,11 +89,14 @@ def listen(settings: DeviceConfig, stop: threading.Event) -> None:
     link.start()
     try:
         loop.run()
-    finally:
-        link.stop(timeout_s=10.0)
-        if shaped:
-            shaped.drain(timeout_s=5.0)  # the good-bye is on its way; without it the will would say lost
-            shaped.stop()
+    except (ConfigError, NeverReady):
+        link.stop()
+        raise
+    # After a bug of ours this is not reached: the connection breaks without a good-bye, and the will tells the fleet.
+    link.stop(timeout_s=10.0)
+    if shaped:
+        shaped.drain(timeout_s=5.0)  # the good-bye is on its way; without it the will would say lost
+        shaped.stop()
 
 
 def _loop(
@@ -104,7 +107,10 @@ def _loop(
     encoder = build_encoder(fleet.encoder, seed=0)
     codec = Codec.parse(settings.codec)
     gradients = Codec.parse(DEFAULT_GRADIENT_CODEC)  # the trainer's file may say otherwise
-    LOG.info("what each cut costs:\n%s", format_cut_table(cut_table(encoder, codec, gradient_codec=gradients, weights_dtype=fleet.weights_codec)))
+    LOG.info(
+        "what each cut costs:\n%s",
+        format_cut_table(cut_table(encoder, codec, gradient_codec=gradients, weights_dtype=fleet.weights_codec)),
+    )
     optimizers = BlockOptimizers(
         encoder,
         kind=fleet.optimizer.kind,
@@ -229,11 +235,11 @@ def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: T
 
 
 def _energy(settings: DeviceConfig) -> EnergyMeter:
-    """The board's model where a profile is given: this machine's counters say nothing of another board."""
+    """Measured where it can be, unless another board is played: this machine's counters say nothing of that."""
     if settings.profile is None:
         return EnergyMeter(power=None)
     power = PowerModel(**settings.profile.power.model_dump(exclude={"source"}))
-    return EnergyMeter(power=power, measure=False)
+    return EnergyMeter(power=power, measure=not settings.emulate)
 
 
 def _splitter(settings: DeviceConfig) -> Splitter:
@@ -245,7 +251,7 @@ def _splitter(settings: DeviceConfig) -> Splitter:
 def _shaped_link(settings: DeviceConfig) -> ShapedLink | None:
     """The profile's link in front of the broker; not for TLS, which names the host it reaches."""
     address = BrokerAddress.parse(settings.fleet.broker.url)
-    if settings.profile is None or address.secure:
+    if settings.profile is None or not settings.emulate or address.secure:
         return None
     from device.shaped_link import ShapedLink  # only an emulated device needs it
 
@@ -261,7 +267,7 @@ def _shaped_link(settings: DeviceConfig) -> ShapedLink | None:
 
 
 def _stretch(settings: DeviceConfig, encoder: Encoder) -> ComputeStretch | None:
-    if settings.profile is None:
+    if settings.profile is None or not settings.emulate:
         return None
     mobile = encoder if encoder.name == "mobile" else build_encoder("mobile", seed=0)
     window = torch.zeros(1, 1, 64, 96)

@@ -39,6 +39,8 @@ class Exchange:
     refused: dict[int, str] = field(default_factory=dict)
     embedding_s: list[float] = field(default_factory=list)
     gradient_s: list[float] = field(default_factory=list)
+    answer_s: list[float] = field(default_factory=list)
+    trainer_boot: str = ""
     reasons: set[str] = field(default_factory=set)
     learning_rate: float = 0.0
     merge: bool = False
@@ -68,6 +70,7 @@ class Exchange:
         """Note when a window's embedding became available here."""
         if answer.part in self.sent:
             self.embedding_s.append(received_s - self.sent[answer.part].closed_s)
+            self.answer_s.append(received_s - self.sent[answer.part].sent_s)
 
     def over(self, now_s: float) -> bool:
         """Whether no further answer is worth waiting for."""

@@ -143,11 +143,11 @@ class DeviceLoop:
         self._become_ready()
         while not self._stop.is_set() and not self._finished():
             self._mailbox.drain(self._exchange, 0.0)
-            self._show_state()
-            if not self._exchange.sent:
-                self._between_steps()
-            elif self._mailbox.paused or not self._online() or self._exchange.over(time.monotonic()):
+            if self._exchange.sent and self._step_ends_early():
                 self._finish_step()
+            if not self._exchange.sent:
+                self._show_state()
+                self._between_steps()
             if self._mailbox.paused:
                 self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
                 continue
@@ -209,6 +209,9 @@ class DeviceLoop:
         state: State = "paused" if self._mailbox.paused else "no-audio" if self._source.state == "no-audio" else "ready"
         self._presence.show(state, again=self._mailbox.declared_lost)
         self._mailbox.declared_lost = False
+
+    def _step_ends_early(self) -> bool:
+        return self._mailbox.paused or not self._online() or self._exchange.over(time.monotonic())
 
     def _between_steps(self) -> None:
         """No graph is held: weights may move, the cut may move, local steps may be taken."""
@@ -294,6 +297,8 @@ class DeviceLoop:
             tensor=tensor,
         )
         payload = messages.encode(message)
+        if part == 0 and self._mailbox.trainer is not None:
+            self._exchange.trainer_boot = self._mailbox.trainer.boot
         self._exchange.offer_sent(part, self._cut, len(payload), closed_s=closed_s, sent_s=time.monotonic())
         self._link.publish(self._topics.activations(self._device), payload, expiry_s=self._pace.step_timeout_s)
 
@@ -302,16 +307,17 @@ class DeviceLoop:
     def _finish_step(self) -> None:
         """Wait for the answers, learn from them, give the change if asked for it."""
         exchange = self._exchange
-        boot = self._mailbox.trainer.boot if self._mailbox.trainer else ""
         while not exchange.over(time.monotonic()) and not self._stop.is_set():
             trainer = self._mailbox.trainer
-            if not self._online() or trainer is None or trainer.boot != boot:
+            if not self._online() or trainer is None or trainer.boot != exchange.trainer_boot:
                 break  # who was asked is gone, and knows nothing of this step when it comes back
             self._mailbox.drain(exchange, ANSWER_WAIT_S)
         with self._computing():
             moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
         if moved:
             self._replica.trained(moved, windows=len(exchange.gradients))
+            # What local steps had taken over beyond the cut is the trainer's again.
+            self._optimizers.release([name for name in self._optimizers.taken if name not in moved])
         self._senses.step_over(exchange)
         self._exchange = self._exchange_of(exchange.step + 1)
         if exchange.merge and self._weights.publish_change() and self._pace.lockstep:

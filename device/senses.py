@@ -18,7 +18,8 @@ from device.sources import Source
 from device.splitter import Decision
 from device.telemetry import LinkEstimate, ResourceSampler
 
-QUEUE_CAPACITY = 64  # windows waiting at which the queue counts as full
+ROUND_TRIP_STEPS = 4  # steps without a quick answer after which the round trip is unknown
+QUEUE_CAPACITY = 16  # windows waiting at which the queue counts as full
 
 
 class Senses:
@@ -59,6 +60,7 @@ class Senses:
         self._loss: float | None = None
         self._embedding_ms: float | None = None
         self._gradient_ms: float | None = None
+        self._steps_unanswered = 0
 
     def observe(self, cut: int) -> Observation:
         """The splitter's input for the next window."""
@@ -73,15 +75,12 @@ class Senses:
             uplink_mbps=self._estimate.uplink_mbps,
             round_trip_ms=self._estimate.round_trip_ms,
             battery=self._resources.battery,
-            queue_depth=self._queue_depth(),
+            queue_depth=self._source.waiting,
             queue_capacity=QUEUE_CAPACITY,
             cut=cut,
             depth=self._depth,
         )
         return self._observation
-
-    def _queue_depth(self) -> int:
-        return self._link.depths()[0]
 
     def note(self, decision: Decision) -> None:
         """Remember what was decided on the last observation."""
@@ -90,8 +89,13 @@ class Senses:
 
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
-        if exchange.embedding_s:
-            self._estimate.round_trip(min(exchange.embedding_s))
+        if exchange.answer_s:
+            self._estimate.round_trip(min(exchange.answer_s))
+            self._steps_unanswered = 0
+        else:  # at the last cut nothing is answered at once: what was known grows old, and must not pin the cut there
+            self._steps_unanswered += 1
+            if self._steps_unanswered >= ROUND_TRIP_STEPS:
+                self._estimate.forget_round_trip()
         self._embedding_ms = _median_ms(exchange.embedding_s)
         self._gradient_ms = _median_ms(exchange.gradient_s)
         if exchange.losses:
@@ -132,7 +136,7 @@ class Senses:
             uplink_mbps=self._estimate.uplink_mbps,
             round_trip_ms=self._estimate.round_trip_ms,
             battery=self._resources.battery,
-            queue_depth=self._queue_depth(),
+            queue_depth=self._source.waiting,
             windows_dropped=self._source.dropped,
             messages_dropped=counters.dropped_in + counters.dropped_out,
             energy_joules=energy.joules,

@@ -99,6 +99,10 @@ class LinkEstimate:
         _not_negative(seconds=seconds)
         self._round_trip_s = self._mean(self._round_trip_s, seconds)
 
+    def forget_round_trip(self) -> None:
+        """Nothing has been answered for a while."""
+        self._round_trip_s = None
+
     @property
     def uplink_mbps(self) -> float | None:
         """Megabits per second upwards."""

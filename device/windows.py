@@ -118,7 +118,15 @@ class Replay:
                     return None
         if not self._advance():
             return None
-        return self._cut()
+        window = self._cut()
+        self._advance()  # now, so that the state says with the last window that it is the last
+        return window
+
+    @property
+    def waiting(self) -> int:
+        """Windows whose time has come and that were not taken yet; 0 in a `fast` replay, which has no time."""
+        late_s = self._clock() - self._closes_s() if self._realtime else -1.0
+        return 0 if late_s < 0.0 else int(late_s / WINDOW_S) + 1
 
     def _closes_s(self) -> float:
         return self._started_s + (self._position + 1) * WINDOW_S
@@ -197,6 +205,11 @@ class LiveWindows:
         if self._buffer.shape[0]:
             self._segment += 1
         self._buffer, self._start = np.zeros(0, dtype=np.float32), 0
+
+    @property
+    def waiting(self) -> int:
+        """Closed windows that nobody has taken yet."""
+        return len(self._ready)
 
     def pop(self) -> Window | None:
         """The oldest closed window that nobody has taken yet."""

@@ -78,25 +78,25 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
         outbound_capacity=OUTBOUND_CAPACITY,
     )
     link.start()
-    try:
-        presence = TrainerPresence(link, topics, boot=boot, run=progress.run, fingerprint=fingerprint)
-        retained = retained_version(link, topics, boot=boot, presence=presence, stop=stop)
-        if stop.is_set():  # while it waited for the broker: nothing was trained, nothing is saved
-            return
-        ledger = WeightsLedger(
-            state.encoder,
-            version=max(progress.weights_version, retained) + 1,
-            discount=STALENESS_DISCOUNT,
-            local_cap=LOCAL_WINDOWS_CAP,
-            merged=progress.merged,
-        )
-        LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, ledger.version, software())
-        with MetricsLog(settings.state_directory, next_step=progress.steps + 1) as log:
-            loop = _loop(settings, compute, fingerprint, link, topics, boot, state, progress, ledger, presence, log)
-            loop.run(stop)
-        presence.show("stopped", ledger.version)
-    finally:
-        link.stop(timeout_s=5.0)
+    presence = TrainerPresence(link, topics, boot=boot, run=progress.run, fingerprint=fingerprint)
+    retained = retained_version(link, topics, boot=boot, presence=presence, stop=stop)
+    if stop.is_set():  # while it waited for the broker: nothing was trained, nothing is saved
+        link.stop()
+        return
+    ledger = WeightsLedger(
+        state.encoder,
+        version=max(progress.weights_version, retained) + 1,
+        discount=STALENESS_DISCOUNT,
+        local_cap=LOCAL_WINDOWS_CAP,
+        merged=progress.merged,
+    )
+    LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, ledger.version, software())
+    with MetricsLog(settings.state_directory, next_step=progress.steps + 1) as log:
+        loop = _loop(settings, compute, fingerprint, link, topics, boot, state, progress, ledger, presence, log)
+        loop.run(stop)
+    presence.show("stopped", ledger.version)
+    # After a bug of ours this is not reached: the connection breaks without a good-bye, and the will tells the fleet.
+    link.stop(timeout_s=5.0)
 
 
 def _state(settings: TrainerConfig, compute: torch.device) -> State:

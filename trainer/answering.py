@@ -35,7 +35,8 @@ LONGEST_DEADLINE_S = 60.0  # what a device may ask of all the others
 PAUSE_S = 0.002  # without a message: the burst is over
 BURST_S = 0.02  # the longest that a part waits for the end of its burst
 LATENCIES_KEPT = 512
-GROUP = 16  # parts embedded at once: no slower than more, and the first need not wait for the last
+MOST_UNANSWERED = 1024  # beyond it the oldest get no embedding, only their gradient
+GROUP = 24  # parts embedded at once: hardly slower than more, and the first need not wait for the last
 
 
 ControlMessage = messages.DeviceStatus | messages.UpdateChunk | messages.TrainerStatus
@@ -102,7 +103,7 @@ class Answering:
         try:
             while not self._stop.is_set():
                 unanswered += self._take(self._drain(0.0 if unanswered else IDLE_S))
-                unanswered = self._answer(unanswered)
+                unanswered = self._answer(unanswered[-MOST_UNANSWERED:])
         except BaseException as error:  # noqa: BLE001  our own bug: the training thread raises it, loudly
             self.inbox.put(error)
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console, Group
 from rich.live import Live
 
@@ -47,6 +48,7 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
         ConfigError: recordings or settings that cannot be used.
         RunFailed: a process of the run ended with an error.
     """
+    torch.set_num_threads(1)  # small convolutions: threads that wait for each other cost more than they give
     console = Console()
     _forget_earlier_run(options.out)
     split = hold_out(find_clips(options.data), options.fold) if options.data else None

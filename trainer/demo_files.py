@@ -117,7 +117,7 @@ def _device(options: DemoOptions, name: str, number: int, recordings: Path | Non
     if options.codec is not None:
         settings["codec"] = options.codec
     if options.profiles:
-        settings["profile"] = options.profiles[number % len(options.profiles)]
+        settings |= {"profile": options.profiles[number % len(options.profiles)], "emulate": True}
     return settings
 
 

@@ -145,6 +145,7 @@ def _probe(clip_features: NDArray[np.float64], clips: ProbeSet) -> tuple[float, 
 def main(argv: Sequence[str] | None = None) -> int:
     """``evaluate CHECKPOINT --data DIR [--fold N] [--seed S] [--json]``; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    torch.set_num_threads(1)  # small convolutions: threads that wait for each other cost more than they give
     try:
         result = evaluate_checkpoint(arguments.checkpoint, arguments.data, fold=arguments.fold, seed=arguments.seed)
     except ConfigError as error:

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from common.messages import DeviceStatus
 
 Event = Literal["joined", "left", "refused", "unchanged"]
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A device that speaks for another configuration, and how it differs in words."""
-
-    device: str
-    reason: str
 
 
 class Registry:

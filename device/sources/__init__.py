@@ -23,6 +23,10 @@ class Source(Protocol):
     def dropped(self) -> int:
         """Windows lost because nobody took them in time."""
 
+    @property
+    def waiting(self) -> int:
+        """Windows that have closed and were not taken yet; 0 where they are made on demand."""
+
     def next_window(self, timeout_s: float) -> Window | None:
         """The next window, or None when there is none within `timeout_s` (or none ever again: see `state`)."""
 

@@ -119,6 +119,11 @@ class Capture:
         """False once PortAudio has ended the stream, as when a card is pulled out."""
         return bool(self._stream.active)
 
+    @property
+    def waiting_s(self) -> float:
+        """Seconds of audio that nobody has taken yet."""
+        return self._blocks.qsize() * BLOCK_S
+
     def next_block(self, timeout_s: float) -> Block | None:
         """The oldest block, or None when none came within `timeout_s`."""
         try:

@@ -74,6 +74,11 @@ class FolderSource:
         """Windows lost because a replay in real time was not followed."""
         return self._replay.dropped
 
+    @property
+    def waiting(self) -> int:
+        """Windows whose time has come and that were not taken yet."""
+        return self._replay.waiting
+
     def next_window(self, timeout_s: float) -> Window | None:
         """The next window; None when its time is beyond `timeout_s`, or after the last one. Raises ConfigError."""
         return self._replay.next_window(timeout_s)

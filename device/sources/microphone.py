@@ -80,6 +80,12 @@ class MicrophoneSource:
         """The lost audio, in whole windows."""
         return int((self._lost_s_before + (self._capture.lost_s if self._capture else 0.0)) / WINDOW_S)
 
+    @property
+    def waiting(self) -> int:
+        """Windows that have closed, cut or still in the card's queue, and were not taken yet."""
+        queued_s = 0.0 if self._capture is None else self._capture.waiting_s
+        return self._windows.waiting + int(queued_s / WINDOW_S)
+
     def next_window(self, timeout_s: float) -> Window | None:
         """The next window that closes within `timeout_s`; None otherwise, and while there is no audio."""
         end_s = self._clock() + timeout_s

@@ -50,6 +50,11 @@ class SoundscapeSource:
         """Windows lost because a soundscape in real time was not followed."""
         return self._replay.dropped
 
+    @property
+    def waiting(self) -> int:
+        """Windows whose time has come and that were not taken yet."""
+        return self._replay.waiting
+
     def next_window(self, timeout_s: float) -> Window | None:
         """The next window; None when its time is beyond `timeout_s`."""
         return self._replay.next_window(timeout_s)

@@ -5,14 +5,13 @@
 Pipeline: the trainer of a real fleet (``python -m trainer``, one torch thread, int8 both ways) behind a broker, and one
 process that plays 8 devices x 8 windows with prerecorded activations at cut 5 (`fleet_player`). Bare: the same work in
 this process without link, messages and codec: for each batch the embeddings and uncertainties of view A, as the
-answering thread computes them (in groups of 8, 16 or all 64, whichever is fastest here), and the trainer's own server
+answering thread computes them (in groups of 8, 24 or all 64, whichever is fastest here), and the trainer's own server
 step with loss and optimizer, and the mixture's update. The two take turns, because a machine that does other things
 besides changes its speed; the figures are medians over the turns, ``ratio`` of each pipeline turn against the mean of
 its two bare neighbours. ``*_cpu_ms`` are milliseconds of processor time for a window, which other programs disturb less
-than the clock; ``others_cores`` is how many cores those kept busy meanwhile. A turn
-with more than 0.2 of them is repeated, at most so often that there are three times as many turns; the disturbed ones
-count only where none was quiet. ``merge_every`` lies beyond the run: a
-merge is no part of either side.
+than the clock; ``others_cores`` is how many cores those kept busy meanwhile. A turn with more than 0.2 of them is
+repeated, until there are three times as many turns as wanted; disturbed ones count only where none was quiet.
+``merge_every`` lies beyond the run: a merge is no part of either side.
 
 The last line is one JSON object; without ``--quick`` it holds the other encoder and the other broker as well.
 """
