@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.start import LOOPBACK, open_broker
+from broker.start import CHOICES, LOOPBACK, open_broker
+from common.config import EXIT_CONFIG
 from common.errors import ConfigError
-
-EXIT_CONFIG = 78
+from common.process import stop_on_signals
 
 
 def run(*, choice: str = "auto", host: str = LOOPBACK, port: int = 1883, directory: Path | None = None) -> int:
     """Run a broker until SIGINT or SIGTERM; the exit code: 0, 78 for what cannot be used, 1 when the broker died."""
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    if choice not in CHOICES:  # a URL is somebody else's broker, which nobody has to run; it may hold a password
+        print(f"--broker: allowed are {', '.join(CHOICES)}", file=sys.stderr)
+        return EXIT_CONFIG
+    ended = stop_on_signals()
     with tempfile.TemporaryDirectory(prefix="streamsplit-broker-") as scratch:
         try:
             with open_broker(choice, directory=directory or Path(scratch), port=port or None, host=host) as broker:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from broker.child import START_TIMEOUT_S, check_free, ended_at_exit
 from common.errors import ConfigError
@@ -43,20 +43,20 @@ def running(*, directory: Path, host: str, port: int | None) -> Iterator[tuple[i
             stderr=log,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
         )
-    with ended_at_exit(process):
-        port_used = _ready_port(process)
+    assert process.stdout is not None
+    with process.stdout as said, ended_at_exit(process):  # the pipe closes last: nobody reads it any more by then
+        port_used = _ready_port(said)
         if port_used is None:
-            said = log_path.read_text(encoding="utf-8", errors="replace").strip()
-            msg = f"the embedded broker does not start on {host}: {said or 'it says nothing'}"
+            log_text = log_path.read_text(encoding="utf-8", errors="replace").strip()
+            msg = f"the embedded broker does not start on {host}: {log_text or 'it says nothing'}"
             raise ConfigError(msg)
         yield process.pid, port_used
 
 
-def _ready_port(process: subprocess.Popen[bytes]) -> int | None:
+def _ready_port(said: IO[bytes]) -> int | None:
     """The port from the child's ``ready PORT`` line, or None when it ended or took too long."""
-    assert process.stdout is not None
     lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=lambda out: lines.put(out.readline()), args=(process.stdout,), daemon=True).start()
+    threading.Thread(target=lambda: lines.put(said.readline()), daemon=True).start()
     try:
         words = lines.get(timeout=START_TIMEOUT_S).split()
     except queue.Empty:

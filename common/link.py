@@ -23,10 +23,8 @@ class Link:
     """A connection to the broker that comes back by itself.
 
     ``is_data(topic)`` decides between the bounded data queue and the control queue. ``will`` is published, retained,
-    when this end dies without ``stop``. ``on_connect_retain(connects)`` is asked in the network thread at every connect
-    for a (topic, payload) to publish retained before anything else: a status whose ``seq`` grows. What the two
-    functions raise breaks the link: it comes out of the next ``receive`` or ``publish`` as LinkBroken.
-    Raises ConfigError for a URL or TLS files that cannot be used.
+    when this end dies without ``stop``. What ``is_data`` raises breaks the link: it comes out of the next ``receive``
+    or ``publish`` as LinkBroken. Raises ConfigError for a URL or TLS files that cannot be used.
     """
 
     def __init__(
@@ -42,7 +40,6 @@ class Link:
         keepalive_s: int = 30,
         data_capacity: int = 512,
         outbound_capacity: int = 64,
-        on_connect_retain: Callable[[int], tuple[str, bytes] | None] | None = None,
     ) -> None:
         self._state = LinkState(client_id=client_id, data_capacity=data_capacity, outbound_capacity=outbound_capacity)
         self._address = BrokerAddress.parse(url)
@@ -55,7 +52,6 @@ class Link:
             username=username,
             password=password,
             keepalive_s=keepalive_s,
-            on_connect_retain=on_connect_retain,
         )
 
     def start(self) -> None:
@@ -192,12 +188,8 @@ class Link:
         return self._received(self._state.inbound.take(timeout_s))
 
     def receive_control(self, timeout_s: float) -> Incoming | None:
-        """The next control message, for a program with a thread for each queue."""
+        """The next control message; data stays where it is."""
         return self._received(self._state.inbound.take_control(timeout_s))
-
-    def receive_data(self, timeout_s: float) -> Incoming | None:
-        """The next data message, for a program with a thread for each queue."""
-        return self._received(self._state.inbound.take_data(timeout_s))
 
     def wake(self) -> None:
         """Make waiting receivers return None; where nobody waits, the next receive returns at once."""

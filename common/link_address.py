@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,12 +19,11 @@ DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS of one link. ``insecure`` gives up checking who answers: for a test bench only."""
+    """TLS of one link: whom to trust instead of the system's authorities, and how to prove who we are."""
 
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
-    insecure: bool = False
 
     def context(self) -> ssl.SSLContext:
         """An SSL context; raises ConfigError naming the files when one cannot be used."""
@@ -35,9 +35,6 @@ class Tls:
             files = ", ".join(str(path) for path in (self.ca, self.certificate, self.key) if path is not None)
             msg = f"TLS: cannot use {files}: {error}"
             raise ConfigError(msg) from error
-        if self.insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
         return context
 
 
@@ -54,17 +51,20 @@ class BrokerAddress:
     @classmethod
     def parse(cls, url: str) -> BrokerAddress:
         """Raises ConfigError (without the password) for anything but mqtt:// or mqtts:// with a host."""
-        parts = urlsplit(url)
+        shown = re.sub(r"^([\w+.-]+://)?.*@", r"\1…@", url, flags=re.DOTALL)
+        msg = f'broker URL "{shown}": expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]'
         try:
-            port = parts.port
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")  # as the name lookup will: it refuses empty labels and those over 63 characters
         except ValueError:
-            port = -1
-        if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == -1 or parts.path.strip("/"):
-            shown = url if "@" not in url else f"{parts.scheme}://…@{url.rpartition('@')[2]}"
-            msg = f'broker URL "{shown}": expected mqtt://HOST[:PORT] or mqtts://HOST[:PORT]'
+            raise ConfigError(msg) from None
+        named = bool(host) and host.isprintable() and " " not in host
+        more = parts.path.strip("/") or parts.query or parts.fragment
+        if parts.scheme not in DEFAULT_PORTS or not named or port == 0 or more:
             raise ConfigError(msg)
         return cls(
-            host=parts.hostname,
+            host=host,
             port=port or DEFAULT_PORTS[parts.scheme],
             secure=parts.scheme == "mqtts",
             username=unquote(parts.username) if parts.username else None,

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -37,6 +37,7 @@ CONNACK_TIMEOUT_S = 10.0
 UNPROVEN_CONNACK_TIMEOUT_S = 3.0
 SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
 LONGEST_EXPIRY_S = 2**32 - 1  # what MQTT 5 can say
+LEAVE_TIMEOUT_S = 1.0  # for the good-byes, after the time to flush
 STABLE_S = 10.0  # a connection that lived this long starts the back-off anew
 IN_FLIGHT = 8  # QoS 1 messages the broker has not acknowledged: 8 x 64 KiB per round trip
 UNSENT_BYTES = 131_072  # how far the kernel may run ahead of the wire: the most an activation waits behind
@@ -106,15 +107,13 @@ class Connection:
         username: str | None,
         password: str | None,
         keepalive_s: int,
-        on_connect_retain: Callable[[int], tuple[str, bytes] | None] | None,
     ) -> None:
         self._state = state
         self._address = address
-        self._is_data, self._will, self._on_connect_retain = is_data, will, on_connect_retain
+        self._is_data, self._will = is_data, will
         self._username = username if username is not None else address.username
         self._password = password if password is not None else address.password
         self._tls = (tls or Tls()).context() if address.secure else None
-        self._tls_insecure = tls is not None and tls.insecure
         self._keepalive_s = keepalive_s
         self._in_flight: dict[int, Outgoing] = {}
         self._in_flight_limit = IN_FLIGHT
@@ -178,7 +177,6 @@ class Connection:
             client.username_pw_set(self._username, self._password)
         if self._tls is not None:
             client.tls_set_context(self._tls)
-            client.tls_insecure_set(self._tls_insecure)
         properties = _session_expiry(PacketTypes.CONNECT, SESSION_EXPIRY_S) if self._protocol == MQTT_5 else None
         client.connect_async(self._address.host, self._address.port, self._keepalive_s, properties=properties)
         return client
@@ -211,6 +209,8 @@ class Connection:
                 if not self._answered and time.monotonic() > answer_until_s:
                     state.last_error = f"{self._where()}: no answer to CONNECT"
                     client.abort()
+                if leaving and time.monotonic() > state.flush_until_s + LEAVE_TIMEOUT_S:
+                    client.abort()  # the socket does not even take a good-bye
 
     def _move(self, selector: selectors.BaseSelector, sock: Any) -> None:
         """Wait for the socket or the bell, then read and write what can be read and written."""
@@ -245,8 +245,9 @@ class Connection:
         return len(self._in_flight) < self._in_flight_limit
 
     def _send_some(self) -> None:
-        budget = SEND_BURST_BYTES
-        while self._state.connected and budget > 0 and not self._client.want_write():
+        client, budget = self._client, SEND_BURST_BYTES
+        # The state says "connected" until the thread is back in its loop; the socket may have died in this very burst.
+        while self._state.connected and client.socket() is not None and budget > 0 and not client.want_write():
             message = self._state.outbound.take(room=self._room())
             if message is None:
                 return
@@ -262,8 +263,10 @@ class Connection:
             left_s = math.ceil(message.expires_s - time.monotonic())
             properties.MessageExpiryInterval = min(max(1, left_s), LONGEST_EXPIRY_S)
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
-        if message.qos:
+        if message.qos:  # paho keeps it for the next connection where this one is gone
             self._in_flight[info.mid] = message
+        elif info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._state.outbound.refuse()
 
     def _subscribe_due(self) -> None:
         for topic_filter, qos in self._state.take_due():
@@ -276,7 +279,7 @@ class Connection:
     def _may_leave(self) -> bool:
         if not self._state.connected or time.monotonic() >= self._state.flush_until_s:
             return True
-        return self._state.outbound.empty(sets_too=False) and not self._in_flight and not self._client.want_write()
+        return self._state.outbound.empty() and not self._in_flight and not self._client.want_write()
 
     def _leave(self) -> None:
         if self._state.connected and not self._client.want_write():
@@ -300,10 +303,6 @@ class Connection:
         subscriptions = self._state.now_connected(getattr(properties, "MaximumPacketSize", None))
         if subscriptions:
             self._state.asked(self._client.subscribe(subscriptions)[1], tuple(name for name, _ in subscriptions))
-        if self._on_connect_retain is not None:
-            status = self._on_connect_retain(self._state.connects)
-            if status is not None:
-                self._state.outbound.retain(*status)
         self._state.outbound.republish()
         self._state.announce()
 
@@ -314,7 +313,12 @@ class Connection:
             self._state.last_error = f"{self._where()}: closed the connection before CONNACK"
 
     def _on_message(self, _c: Any, _u: Any, message: paho.MQTTMessage) -> None:
-        incoming = Incoming(message.topic, bytes(message.payload), message.retain, time.monotonic())
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # a broker may hand on what it should have refused
+            self._state.inbound.refuse()
+            return
+        incoming = Incoming(topic, bytes(message.payload), message.retain, time.monotonic())
         if self._is_data(incoming.topic):
             self._state.inbound.put_data(incoming)
         else:

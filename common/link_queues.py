@@ -1,7 +1,8 @@
 """The queues on both sides of the link: pure, thread-safe, bounded, and tested without a broker.
 
-Inbound there are two: *data* (bounded, drops its oldest, counts the drops) and *control* (the latest message of each
-topic, never dropped, in the order in which those latest messages arrived, so a manifest follows its chunks).
+Inbound there are two: *data* (so many messages; drops its oldest) and *control* (the latest message of each topic, in
+the order in which those latest messages arrived, so a manifest follows its chunks). Of control messages the oldest are
+dropped only beyond ``CONTROL_BYTES`` unread: that much means that somebody floods us with topics. Drops are counted.
 Outbound there are four classes: single retained topics, data (QoS 0), acknowledged (QoS 1), and large retained sets.
 """
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # After this many messages of one class the next lower class gets a turn: a saturated link must not starve the weights.
 TURNS = 8
+CONTROL_BYTES = 128 * 2**20
+ENTRY_BYTES = 512  # what an empty message costs in memory, roughly: a flood may consist of nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +51,21 @@ class Outgoing:
 class InboundQueues:
     """Data and control messages waiting for the program. Any thread may put, take or wake."""
 
-    def __init__(self, data_capacity: int) -> None:
+    def __init__(self, data_capacity: int, control_bytes: int = CONTROL_BYTES) -> None:
         if data_capacity < 1:
             msg = f"data_capacity must be at least 1, not {data_capacity}"
             raise ValueError(msg)
-        self._capacity = data_capacity
+        self._capacity, self._control_limit = data_capacity, control_bytes
         self._data: deque[Incoming] = deque()
         self._control: dict[str, Incoming] = {}
+        self._control_bytes = 0
         self._changed = threading.Condition()
-        self._wake_data = self._wake_control = self._closed = False
+        self._woken = self._closed = False
         self._dropped = 0
 
     @property
     def dropped(self) -> int:
-        """Data messages dropped because the program did not take them in time."""
+        """Messages dropped because the program did not take them in time, or could not have read them."""
         return self._dropped
 
     def put_data(self, message: Incoming) -> None:
@@ -74,20 +78,30 @@ class InboundQueues:
             self._changed.notify_all()
 
     def put_control(self, message: Incoming) -> None:
-        """Append, in place of an unread message of the same topic."""
+        """Append, in place of an unread message of the same topic; beyond the bound the oldest are dropped."""
         with self._changed:
-            self._control.pop(message.topic, None)
+            if message.topic in self._control:
+                self._pop_control(message.topic)
             self._control[message.topic] = message
+            self._control_bytes += _held_bytes(message)
+            while self._control_bytes > self._control_limit and len(self._control) > 1:
+                self._pop_control(next(iter(self._control)))
+                self._dropped += 1
             self._changed.notify_all()
+
+    def refuse(self) -> None:
+        """Count a message that could not be read."""
+        with self._changed:
+            self._dropped += 1
 
     def depths(self) -> tuple[int, int]:
         """(data, control) messages waiting."""
         return len(self._data), len(self._control)
 
     def wake(self) -> None:
-        """Make every waiting receiver return; where nobody waits, the next receive returns at once."""
+        """Make a waiting receiver return; where nobody waits, the next receive returns at once."""
         with self._changed:
-            self._wake_data = self._wake_control = True
+            self._woken = True
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -98,36 +112,30 @@ class InboundQueues:
 
     def take(self, timeout_s: float) -> Incoming | None:
         """The next message, control before data, or None after ``timeout_s`` or a wake."""
-        return self._take(timeout_s, control=True, data=True)
+        return self._take(timeout_s, data=True)
 
     def take_control(self, timeout_s: float) -> Incoming | None:
         """Like ``take``, control only."""
-        return self._take(timeout_s, control=True, data=False)
+        return self._take(timeout_s, data=False)
 
-    def take_data(self, timeout_s: float) -> Incoming | None:
-        """Like ``take``, data only."""
-        return self._take(timeout_s, control=False, data=True)
-
-    def _take(self, timeout_s: float, *, control: bool, data: bool) -> Incoming | None:
+    def _take(self, timeout_s: float, *, data: bool) -> Incoming | None:
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                if control and self._control:
-                    return self._control.pop(next(iter(self._control)))
+                if self._control:
+                    return self._pop_control(next(iter(self._control)))
                 if data and self._data:
                     return self._data.popleft()
                 remaining_s = deadline_s - time.monotonic()
-                if self._woken(control=control, data=data) or self._closed or remaining_s <= 0:
+                if self._woken or self._closed or remaining_s <= 0:
+                    self._woken = False
                     return None
                 self._changed.wait(remaining_s)
 
-    def _woken(self, *, control: bool, data: bool) -> bool:
-        woken = (control and self._wake_control) or (data and self._wake_data)
-        if woken and control:
-            self._wake_control = False
-        if woken and data:
-            self._wake_data = False
-        return woken
+    def _pop_control(self, topic: str) -> Incoming:
+        message = self._control.pop(topic)
+        self._control_bytes -= _held_bytes(message)
+        return message
 
 
 class OutboundQueues:
@@ -160,9 +168,9 @@ class OutboundQueues:
         """Entries of large retained sets that have not been handed to the socket yet."""
         return len(self._sets)
 
-    def empty(self, *, sets_too: bool) -> bool:
-        """True when nothing waits, large sets counted or not."""
-        return not (self._data or self._acknowledged or self._singles or (sets_too and self._sets))
+    def empty(self) -> bool:
+        """True when nothing waits; large sets do not count, for nobody waits for those."""
+        return not (self._data or self._acknowledged or self._singles)
 
     def offer_data(self, message: Outgoing) -> None:
         """Queue a QoS 0 message; a full queue drops its oldest."""
@@ -259,6 +267,10 @@ class OutboundQueues:
             table.pop(topic, None)
         for pending in (self._singles, self._sets):
             pending.pop(topic, None)
+
+
+def _held_bytes(message: Incoming) -> int:
+    return ENTRY_BYTES + len(message.topic) + len(message.payload)
 
 
 def _retained(topic: str, payload: bytes) -> Outgoing:

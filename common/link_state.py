@@ -27,7 +27,8 @@ class LinkBroken(RuntimeError):
 class LinkCounters:
     """What went through the link since ``start``. Bytes are MQTT's, framing included, as the socket took and gave them.
 
-    ``dropped_in``: data pushed out unread. ``dropped_out``: pushed out, expired, offered without connection or room.
+    ``dropped_in``: pushed out unread, or with a topic that is no text. ``dropped_out``: pushed out, expired, offered
+    without connection or room, or lost with the connection.
     ``refused``: PUBACKs with a failure code, refused subscriptions, publishes above the broker's limit; by reason in
     ``refusals``. ``last_error`` is what went wrong since the last connect.
     """
@@ -95,6 +96,7 @@ class LinkState:
         self._subscriptions: dict[str, int] = {}
         self._due: list[tuple[str, int | None]] = []
         self._unconfirmed: dict[int, tuple[str, ...]] = {}
+        self._asking = False  # the network thread holds subscriptions that it has not sent yet
         self._refusals: Counter[str] = Counter()
 
     def want(self, topic_filter: str, qos: int | None) -> None:
@@ -108,8 +110,12 @@ class LinkState:
         self.bell.ring()
 
     def take_due(self) -> list[tuple[str, int | None]]:
-        """Changes of subscriptions made while connected: (filter, qos), or (filter, None) to drop it."""
+        """Changes of subscriptions made while connected: (filter, qos), or (filter, None) to drop it.
+
+        Once they are asked for, ``announce`` is due.
+        """
         with self._changed:
+            self._asking = True
             due, self._due = self._due, []
             return due
 
@@ -127,9 +133,9 @@ class LinkState:
             return filters
 
     def now_connected(self, max_packet_bytes: int | None) -> list[tuple[str, int]]:
-        """A CONNACK; returns every subscription, all due again."""
+        """A CONNACK; returns every subscription, all due again. Once they are asked for, ``announce`` is due."""
         with self._changed:
-            self.connected = True
+            self.connected = self._asking = True
             self.last_error = None
             self.connects += 1
             self.max_packet_bytes = max_packet_bytes
@@ -138,8 +144,9 @@ class LinkState:
             return list(self._subscriptions.items())
 
     def announce(self) -> None:
-        """Let those who wait look again."""
+        """Everything taken has been asked for: let those who wait look again."""
         with self._changed:
+            self._asking = False
             self._changed.notify_all()
 
     def now_disconnected(self) -> None:
@@ -151,7 +158,7 @@ class LinkState:
 
     def subscribed(self) -> bool:
         """No subscription is waiting for the broker."""
-        return self.connected and not self._unconfirmed and not self._due
+        return self.connected and not self._asking and not self._unconfirmed and not self._due
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """True as soon as ``condition`` holds. Raises LinkBroken."""

@@ -24,7 +24,7 @@ MAX_DIGITS = 18
 
 Location = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 _TEXT_TAGS = {_TAG + "str", _TAG + "timestamp", _TAG + "value"}  # dates and "=" are text to us
@@ -95,6 +95,10 @@ def read_document(path: Path) -> Document:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         _refuse_syntax(document, text, error)
+        return document
+    except (ValueError, OverflowError):  # PyYAML lets these out: an escape beyond Unicode, a version of 5,000 digits
+        message = "not valid YAML: an escaped character or a `%YAML` version that does not exist"
+        document.problems.append(Problem(path, None, "", message))
         return document
     except _TooDeepError as error:
         document.refuse((), f"nested too deeply; allowed: at most {MAX_DEPTH} levels", error.line)

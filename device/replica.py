@@ -20,6 +20,7 @@ from common.errors import MessageError
 from common.messages import Manifest, WeightsChunk
 from common.split import block_state, load_block, names
 from common.state_blob import WeightsDtype, unpack_state
+from device.weights_file import SentChange, StoredWeights
 
 LOG = logging.getLogger(__name__)
 SENT_KEPT = 4  # updates of which a manifest may still speak; one a merge is normal
@@ -36,24 +37,6 @@ class Change:
     blob: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    blocks: dict[
-        str, State
-    ]  # dequantised: exactly what the trainer adds, so the rounding error stays in the unsent change
-    windows: int
-    local_windows: int
-
-
-@dataclass(frozen=True, slots=True)
-class SentChange:
-    """The newest change that was published, for the disk: a manifest may name it after a restart."""
-
-    boot: str
-    seq: int
-    blocks: dict[str, State]
-
-
 class Replica:
     """Weights on one device. Only the main thread touches it."""
 
@@ -67,7 +50,7 @@ class Replica:
         self._held: dict[str, str] = {}  # name -> digest of the bytes its base was made from
         self._base: dict[str, State] = {}
         self._trained: set[str] = set()  # since the newest change was packed
-        self._sent: OrderedDict[tuple[str, int], _Sent] = OrderedDict()  # by boot and seq
+        self._sent: OrderedDict[tuple[str, int], SentChange] = OrderedDict()  # by boot and seq
         self._manifest: Manifest | None = None
         self._applied: dict[str, str] = {}  # name -> digest in the version held
         self._seq = 0
@@ -98,6 +81,11 @@ class Replica:
     def announced_version(self) -> int:
         """The version the newest manifest names, or the one already held."""
         return self._manifest.weights_version if self._manifest else self.version
+
+    @property
+    def another_run(self) -> bool:
+        """Whether the newest manifest is of another run than the weights held: none of them says anything there."""
+        return self._manifest is not None and self._manifest.run != self.run
 
     @property
     def initialised(self) -> bool:
@@ -206,10 +194,14 @@ class Replica:
         blob = pack_blocks(blocks, self._dtype)
         self._seq += 1
         self._trained.clear()
-        self._sent[self._boot, self._seq] = _Sent(unpack_blocks(blob, blocks), self.windows, self.local_windows)
+        arriving = unpack_blocks(blob, blocks)
+        self._remember(SentChange(self._boot, self._seq, arriving, self.windows, self.local_windows))
+        return Change(self._seq, self.version, self.windows, self.local_windows, blob)
+
+    def _remember(self, sent: SentChange) -> None:
+        self._sent[sent.boot, sent.seq] = sent
         while len(self._sent) > SENT_KEPT:
             self._sent.popitem(last=False)
-        return Change(self._seq, self.version, self.windows, self.local_windows, blob)
 
     def _changed(self) -> set[str]:
         """Blocks with more than a rounding error to tell: trained since, or in the newest change and not merged yet."""
@@ -221,29 +213,26 @@ class Replica:
             name: {key: value - self._base[name][key] for key, value in state.items()} for name, state in states.items()
         }
 
-    def snapshot(self) -> tuple[dict[str, State], dict[str, State], SentChange | None]:
-        """``(base, change, sent)``, for the disk: every block, what was learned since, and what of it was published."""
-        sent = None
-        if self._sent:
-            (boot, seq), newest = next(reversed(self._sent.items()))
-            sent = SentChange(boot, seq, newest.blocks)
-        return self._base, self._unsent(sorted(self._changed())), sent
+    def snapshot(self) -> StoredWeights:
+        """For the disk: every block, what was learned since, and what of it was published."""
+        return StoredWeights(
+            run=self.run,
+            version=self.version,
+            base=self._base,
+            change=self._unsent(sorted(self._changed())),
+            windows=self.windows,
+            local_windows=self.local_windows,
+            sent=tuple(self._sent.values()),
+        )
 
-    def restore(
-        self,
-        base: dict[str, State],
-        change: dict[str, State],
-        *,
-        run: str,
-        version: int,
-        sent: SentChange | None = None,
-    ) -> None:
+    def restore(self, stored: StoredWeights) -> None:
         """Stand where a snapshot stood; the change is unsent again, but for what a manifest says was merged."""
-        for name, state in base.items():
+        for name, state in stored.base.items():
             self._base[name] = state
-            extra = change.get(name)
+            extra = stored.change.get(name)
             load_block(self._encoder, name, {k: v + extra[k] for k, v in state.items()} if extra else state)
-        self._trained = set(change)
-        if sent is not None:
-            self._sent[sent.boot, sent.seq] = _Sent(sent.blocks, 0, 0)
-        self.run, self.version = run, version
+        self._trained = set(stored.change)
+        for sent in stored.sent:
+            self._remember(sent)
+        self.windows, self.local_windows = stored.windows, stored.local_windows
+        self.run, self.version = stored.run, stored.version

@@ -52,8 +52,13 @@ class WeightsExchange:
         self._saved_version = -1
 
     def keep_up(self, *, cut: int, target: int) -> bool:
-        """Between steps: move to the newest version if all that ``cut`` needs is here; True if the weights moved."""
-        needed = client_names(cut) if self._replica.initialised else self._names
+        """Between steps: move to the newest version if all that ``cut`` needs is here; True if the weights moved.
+
+        Into another run it moves with every block: beyond the cut as well there must be nothing left of the old one.
+        """
+        if self._replica.another_run:
+            self._refreshed_version = self._saved_version = -1
+        needed = self._names if self._needs_all() else client_names(cut)
         moved = self._apply(needed)
         if not self._replica.missing(self._names):
             self._refreshed_version = self._replica.version
@@ -69,9 +74,12 @@ class WeightsExchange:
             LOG.warning("weights version %d is not applied: %s", self._replica.announced_version, error)
             return False
 
+    def _needs_all(self) -> bool:
+        return self._replica.another_run or not self._replica.initialised
+
     def _wanted(self, deepest: int) -> tuple[str, ...]:
         due = self._replica.announced_version - self._refreshed_version >= REFRESH_VERSIONS
-        return self._names if due or not self._replica.initialised else client_names(deepest)
+        return self._names if due or self._needs_all() else client_names(deepest)
 
     def publish_change(self) -> bool:
         """Publish everything learned here and not merged yet; True if there was anything."""
@@ -97,9 +105,7 @@ class WeightsExchange:
 
     def save(self) -> None:
         """Write what this device knows to its disk."""
-        base, change, sent = self._replica.snapshot()
-        stored = weights_file.StoredWeights(self._replica.run, self._replica.version, base, change, sent)
-        weights_file.write(self._path, stored, fingerprint=self._fingerprint)
+        weights_file.write(self._path, self._replica.snapshot(), fingerprint=self._fingerprint)
         self._saved_version = self._replica.version
 
     def load(self) -> bool:
@@ -111,5 +117,5 @@ class WeightsExchange:
         stored = weights_file.read(self._path, self._shapes, fingerprint=self._fingerprint)
         if stored is None:
             return False
-        self._replica.restore(stored.base, stored.change, run=stored.run, version=stored.version, sent=stored.sent)
+        self._replica.restore(stored)
         return True

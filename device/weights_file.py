@@ -14,28 +14,43 @@ import msgpack
 
 from common.change_blob import State, pack_blocks, unpack_blocks
 from common.errors import MessageError
-from device.replica import SentChange
 
-FILE_VERSION = 2
+FILE_VERSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SentChange:
+    """A change that was published and that no manifest has named yet.
+
+    ``blocks`` are dequantised: exactly what the trainer adds, so that the rounding error stays in the unsent change.
+    """
+
+    boot: str
+    seq: int
+    blocks: dict[str, State]
+    windows: int
+    local_windows: int
 
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
     """What the file holds: the fleet's weights at ``version`` of ``run`` and the change learned here since.
 
-    ``sent``: what of the change was published and may have been merged while the device was away.
+    ``windows``, ``local_windows``: on how many the change was learned. ``sent``, oldest first: what of the change was
+    published and may have been merged while the device was away.
     """
 
     run: str
     version: int
     base: dict[str, State]
     change: dict[str, State]
-    sent: SentChange | None = None
+    windows: int = 0
+    local_windows: int = 0
+    sent: tuple[SentChange, ...] = ()
 
 
 def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
     """Write atomically: temporary file, fsync, rename."""
-    sent = stored.sent
     body = msgpack.packb(
         {
             "file": FILE_VERSION,
@@ -44,7 +59,11 @@ def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
             "version": stored.version,
             "base": pack_blocks(stored.base, "fp32"),
             "change": pack_blocks(stored.change, "fp32"),
-            "sent": (sent.boot, sent.seq, pack_blocks(sent.blocks, "fp32")) if sent else None,
+            "windows": (stored.windows, stored.local_windows),
+            "sent": [
+                (one.boot, one.seq, pack_blocks(one.blocks, "fp32"), one.windows, one.local_windows)
+                for one in stored.sent
+            ],
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +90,9 @@ def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWei
     if content.get("file") != FILE_VERSION or content["fingerprint"] != fingerprint:
         return None
     base, change = unpack_blocks(content["base"], shapes), unpack_blocks(content["change"], shapes)
-    sent = None
-    if content["sent"]:
-        boot, seq, blob = content["sent"]
-        sent = SentChange(boot, seq, unpack_blocks(blob, shapes))
-    return StoredWeights(content["run"], content["version"], base, change, sent)
+    sent = tuple(
+        SentChange(boot, seq, unpack_blocks(blob, shapes), windows, local_windows)
+        for boot, seq, blob, windows, local_windows in content["sent"]
+    )
+    windows, local_windows = content["windows"]
+    return StoredWeights(content["run"], content["version"], base, change, windows, local_windows, sent)

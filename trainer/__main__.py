@@ -132,7 +132,7 @@ def _loop(
     fleet = settings.fleet
     encoder = state.encoder
     lockstep = settings.speed == "fast"
-    guard = CollapseGuard(progress.ranks)
+    guard = CollapseGuard(progress.ranks, dtype=fleet.weights_codec)
     plan = MergePlan(
         merge_every=settings.merge_every, deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s
     )

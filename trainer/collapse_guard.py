@@ -20,6 +20,7 @@ from torch import Tensor
 
 from common.encoder import Encoder
 from common.log_mel import FLOOR, FRAMES, LOG_DEVIATION, LOG_MEAN, MEL_BANDS
+from common.state_blob import DTYPES, WeightsDtype
 from trainer.quality import effective_rank
 
 PROBES = 64
@@ -52,18 +53,22 @@ class Verdict:
 
 
 class CollapseGuard:
-    """Judges merged encoders one after another and remembers the effective ranks of those it accepted."""
+    """Judges merged encoders one after another and remembers the effective ranks of those it accepted.
 
-    def __init__(self, accepted_ranks: Iterable[float] = ()) -> None:
+    ``dtype``: in which they are published; weights beyond its range could not be.
+    """
+
+    def __init__(self, accepted_ranks: Iterable[float] = (), *, dtype: WeightsDtype = "fp32") -> None:
         self._ranks = deque(accepted_ranks, maxlen=MEMORY)
+        self._dtype: WeightsDtype = dtype
         self._probes = probe_batch()
 
     def accepts(self, encoder: Encoder) -> Verdict:
         """Judge ``encoder`` as merged; its training mode and every random state stay as they are."""
         median = statistics.median(self._ranks) if self._ranks else None
-        broken = _first_not_finite(encoder)
+        broken = _first_broken(encoder, self._dtype)
         if broken is not None:
-            return Verdict(ok=False, effective_rank=math.nan, median=median, reason=f"{broken} is not finite")
+            return Verdict(ok=False, effective_rank=math.nan, median=median, reason=broken)
         embeddings = _embed(encoder, self._probes)
         if not bool(torch.isfinite(embeddings).all()):
             return Verdict(ok=False, effective_rank=math.nan, median=median, reason="its embeddings are not finite")
@@ -106,10 +111,14 @@ def _embed(encoder: Encoder, pictures: Tensor) -> Tensor:
     return embeddings
 
 
-def _first_not_finite(encoder: Encoder) -> str | None:
+def _first_broken(encoder: Encoder, dtype: WeightsDtype) -> str | None:
     for name, tensor in encoder.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
+        if not tensor.is_floating_point():
+            continue
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name} is not finite"
+        if not bool(torch.isfinite(tensor.to(DTYPES[dtype])).all()):
+            return f"{name} has a value beyond {dtype}"
     return None
 
 

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
 from broker import mosquitto
+from broker.__main__ import main
 from broker.start import Broker, open_broker
+from common.config import EXIT_CONFIG
 from common.errors import ConfigError
 from common.link import Link
 from device.shaped_link import ShapedLink
@@ -179,8 +181,10 @@ def test_after_a_killed_broker_is_back_links_reconnect_subscribe_and_publish_aga
         broker = stack.enter_context(open_broker(kind, directory=tmp_path / "first"))
         links = Links(broker)
         stack.callback(links.stop)
-        owner = links.make("owner", on_connect_retain=lambda connects: ("status/owner", b"%d" % connects))
+        owner = links.make("owner")
         witness = links.make("witness", "status/#", "weights/#", "data/#")
+        owner.retain("status/owner", b"ready")
+        expect(witness, "status/owner", b"ready")
         owner.retain_many([("weights/0", b"0"), ("weights/manifest", b"m")])
         expect(witness, "weights/manifest")
         assert broker.pid is not None
@@ -191,7 +195,7 @@ def test_after_a_killed_broker_is_back_links_reconnect_subscribe_and_publish_aga
             assert again.url == broker.url
             assert owner.wait_connects(2, SOON_S)
             assert witness.wait_connects(2, SOON_S)
-            expect(witness, "status/owner", b"2")
+            expect(witness, "status/owner", b"ready")
             expect(witness, "weights/manifest", b"m")
             assert witness.wait_subscribed(SOON_S)
             assert owner.publish("data/x", b"again")
@@ -304,6 +308,28 @@ def test_a_broker_in_the_foreground_says_its_url_and_ends_on_a_signal(kind: str)
             assert link.wait_connected(SOON_S)
         process.send_signal(signal.SIGINT)
         assert process.wait(SOON_S) == 0
+
+
+@pytest.mark.parametrize("choice", ["mqtt://pi:secret@host", "rabbit"])
+def test_only_a_broker_of_ours_runs_in_the_foreground(choice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--broker", choice]) == EXIT_CONFIG
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "--broker: allowed are auto, embedded, mosquitto\n"
+
+
+def test_the_pipe_to_an_embedded_broker_closes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def recorded(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", recorded)
+    with open_broker("embedded", directory=tmp_path):
+        pass
+    assert [child.stdout is not None and child.stdout.closed for child in started] == [True]
 
 
 @needs_mosquitto

@@ -166,22 +166,71 @@ def test_many_threads_may_publish(links: Links) -> None:
     assert all(numbers == list(range(50)) for numbers in received.values())
 
 
-def test_the_status_grows_with_every_connect_and_goes_out_first(links: Links) -> None:
+def test_after_a_reconnect_the_retained_status_takes_the_place_of_the_will(links: Links) -> None:
     witness = links.make("witness", "status/#")
     with ShapedLink("127.0.0.1", port_of(links.broker)) as line:
-        link = links.make(
-            "growing",
-            url=f"mqtt://127.0.0.1:{line.port}",
-            will=("status/growing", b"lost"),
-            on_connect_retain=lambda connects: ("status/growing", b"%d" % connects),
-        )
-        link.retain("status/other", b"")
-        expect(witness, "status/other")
+        link = links.make("back", url=f"mqtt://127.0.0.1:{line.port}", will=("status/back", b"lost"))
+        link.retain("status/back", b"ready")
+        expect(witness, "status/back", b"ready")
         line.cut()
-        expect(witness, "status/growing", b"lost")
+        expect(witness, "status/back", b"lost")
         line.restore()
-        expect(witness, "status/growing", b"2")
-        expect(witness, "status/other")
+        expect(witness, "status/back", b"ready")
+
+
+def test_a_burst_ends_with_its_socket_and_what_is_left_is_counted() -> None:
+    link = Link(url="mqtt://127.0.0.1", client_id="cut", is_data=data_topic)
+    link._state.now_connected(None)  # as the state still says where reading has just found the socket dead
+    assert all([link.publish("data/x", b""), link.publish("data/x", b""), link.publish("update/x", b"", qos=1)])
+    link._connection._send_some()
+    assert not link._connection._in_flight
+    link._state.now_disconnected()
+    assert link.counters().dropped_out == 2
+    assert link._state.outbound.waiting(room=True)
+    link.stop()
+
+
+def test_what_the_socket_does_not_take_is_counted(links: Links, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(_: bytes) -> int:
+        raise ConnectionResetError
+
+    link = links.make("cut")
+    monkeypatch.setattr(link._connection._client, "_sock_send", reset)
+    for _ in range(5):
+        link.publish("data/x", b"")
+    eventually(lambda: link.counters().dropped_out == 5, "all five are counted")
+    monkeypatch.undo()
+
+
+def test_a_topic_that_is_no_text_is_dropped_and_counted() -> None:
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.recv(100)
+            connection.sendall(b"\x20\x03\x00\x00\x00" + b"\x30\x04\x00\x01\xff\x00" + b"\x30\x05\x00\x01a\x00!")
+            connection.recv(100)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    with Link(url=f"mqtt://127.0.0.1:{listener.getsockname()[1]}", client_id="reader", is_data=data_topic) as link:
+        assert expect(link, "a").payload == b"!"
+        assert link.counters().dropped_in == 1
+    server.join(SOON_S)
+
+
+def test_a_socket_that_does_not_even_take_a_goodbye_does_not_hold_up_the_stop(
+    links: Links, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: bytes) -> int:
+        raise BlockingIOError
+
+    link = links.make("stuck")
+    monkeypatch.setattr(link._connection._client, "_sock_send", full)
+    start_s = time.monotonic()
+    link.stop(0.1)
+    assert time.monotonic() - start_s < 4.0
+    assert not link._connection.thread.is_alive()
+    assert link._connection._client.socket() is None
 
 
 def test_an_unsubscribed_topic_is_silent(links: Links) -> None:
@@ -354,8 +403,6 @@ def test_over_tls_both_ends_prove_who_they_are(certificates: Path, tmp_path: Pat
         distrustful = links.unconnected("distrustful", tls=Tls(certificate=own.certificate, key=own.key))
         eventually(lambda: nameless.counters().last_error is not None, "a client without a certificate is refused")
         eventually(lambda: "CERTIFICATE_VERIFY" in str(distrustful.counters().last_error), "an unknown CA is refused")
-        trusting = links.make("trusting", tls=Tls(certificate=own.certificate, key=own.key, insecure=True))
-        assert trusting.connected
         assert not nameless.connected
         assert not distrustful.connected
         links.stop()
@@ -367,4 +414,4 @@ def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.crt", empty):
         with pytest.raises(ConfigError, match=path.name):
             Link(url="mqtts://127.0.0.1", client_id="x", is_data=data_topic, tls=Tls(ca=path))
-    assert isinstance(Tls(insecure=True).context(), ssl.SSLContext)
+    assert Tls().context().verify_mode == ssl.CERT_REQUIRED

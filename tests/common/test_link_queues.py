@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError
 from common.link_address import Backoff, BrokerAddress
-from common.link_queues import TURNS, InboundQueues, Incoming, OutboundQueues, Outgoing
+from common.link_queues import ENTRY_BYTES, TURNS, InboundQueues, Incoming, OutboundQueues, Outgoing
 
 
 def incoming(topic: str, number: int) -> Incoming:
@@ -38,7 +38,7 @@ def test_data_keeps_the_newest_and_counts_the_rest(numbers: list[int], capacity:
     for number in numbers:
         queues.put_data(incoming("d", number))
         reference.append(b"%d" % number)
-    taken = [message.payload for _ in numbers if (message := queues.take_data(0.0)) is not None]
+    taken = [message.payload for _ in numbers if (message := queues.take(0.0)) is not None]
     assert taken == list(reference)
     assert queues.dropped == len(numbers) - len(reference)
 
@@ -63,11 +63,33 @@ def test_control_comes_before_data() -> None:
     assert [queues.take(0.0), queues.take(0.0)] == [incoming("c", 2), incoming("d", 1)]
 
 
-def test_each_of_two_receivers_gets_only_its_own_kind() -> None:
+def test_who_takes_control_only_leaves_the_data() -> None:
     queues = InboundQueues(8)
     queues.put_data(incoming("d", 1))
     assert queues.take_control(0.0) is None
-    assert queues.take_data(0.0) == incoming("d", 1)
+    assert queues.take(0.0) == incoming("d", 1)
+
+
+def test_a_flood_of_control_topics_drops_its_oldest_and_counts() -> None:
+    queues = InboundQueues(8, control_bytes=10 * (ENTRY_BYTES + 3))
+    for number in range(1000):
+        queues.put_control(Incoming(f"{number:03}", b"", retained=False, received_s=0.0))
+        queues.put_control(Incoming("same", b"", retained=False, received_s=0.0))
+    assert queues.depths() == (0, 9)
+    assert queues.dropped == 1001 - 9
+    taken = [queues.take(0.0) for _ in range(9)]
+    assert [message.topic for message in taken if message is not None] == [*(f"{n}" for n in range(992, 1000)), "same"]
+    for number in range(10):  # what is taken makes room
+        queues.put_control(incoming(str(number), number))
+    assert queues.depths() == (0, 10)
+
+
+def test_one_control_message_is_kept_however_large() -> None:
+    queues = InboundQueues(8, control_bytes=10)
+    queues.put_control(incoming("a", 1))
+    queues.put_control(incoming("b", 2))
+    assert queues.take(0.0) == incoming("b", 2)
+    assert queues.dropped == 1
 
 
 def test_a_waiting_receiver_gets_what_arrives() -> None:
@@ -79,13 +101,13 @@ def test_a_waiting_receiver_gets_what_arrives() -> None:
     assert taken == [incoming("d", 1)]
 
 
-def test_a_wake_that_nobody_waited_for_ends_the_next_wait_of_each_receiver_once() -> None:
+def test_a_wake_that_nobody_waited_for_ends_the_next_wait_once() -> None:
     queues = InboundQueues(8)
     queues.wake()
-    assert queues.take_control(60.0) is None
-    assert queues.take_data(60.0) is None
+    assert queues.take(60.0) is None
     queues.put_data(incoming("d", 1))
-    assert queues.take_data(60.0) == incoming("d", 1)
+    assert queues.take(60.0) == incoming("d", 1)
+    assert not queues._woken
 
 
 def test_after_close_nothing_waits() -> None:
@@ -248,7 +270,26 @@ def test_a_broker_url_says_where_and_how(url: str, expected: BrokerAddress) -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host", "http://host", "mqtt://", "mqtt://host:x", "mqtt://host:99999", "mqtt://h/t"]
+    "url",
+    [
+        "",
+        "host",
+        "http://host",
+        "mqtt://",
+        "mqtt://host:x",
+        "mqtt://host:99999",
+        "mqtt://host:0",
+        "mqtt://h/t",
+        "mqtt://h?t",
+        "mqtt://h#t",
+        "mqtt://[::1",
+        "mqtt://a..b",
+        "mqtt://.a",
+        f"mqtt://{'a' * 64}.org",
+        "mqtt://a b",
+        "mqtt://a\0b",
+        "mqtt://a\ud800b",
+    ],
 )
 def test_what_is_no_broker_url_is_refused_with_what_is_expected(url: str) -> None:
     with pytest.raises(ConfigError, match=r"expected mqtt://HOST"):
@@ -256,7 +297,8 @@ def test_what_is_no_broker_url_is_refused_with_what_is_expected(url: str) -> Non
 
 
 def test_a_refused_url_does_not_show_its_password() -> None:
-    with pytest.raises(ConfigError) as raised:
-        BrokerAddress.parse("http://pi:secret@host")
-    assert "secret" not in str(raised.value)
+    for url in ("http://pi:secret@host", "mqtt://pi:secret@[::1", "pi:secret@host", "mqtt://pi:sec#secret@host"):
+        with pytest.raises(ConfigError) as raised:
+            BrokerAddress.parse(url)
+        assert "secret" not in str(raised.value)
     assert "secret" not in repr(BrokerAddress.parse("mqtt://pi:secret@host"))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from common.config import load_fleet
 from common.errors import ConfigError
+from common.yaml_tree import read_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,11 @@ YAML_CASES: list[tuple[str, str, str]] = [
     ("a merge key", "fleet: a\nbroker: &b {url: mqtt://x}\noptimizer:\n  <<: *b\n", "4: optimizer.<<: merge keys"),
     ("a mapping as a key", START + "{a: b}: c\n", "3: a key that is a list or a mapping"),
     ("an octal number", START + "parts_per_step: 010\n", "3: parts_per_step: 010 is no plain"),
+    ("a number that ends in an underscore", START + "parts_per_step: 1_\n", "3: parts_per_step: 1_ is no plain"),
+    ("a number with two underscores", START + "parts_per_step: 1__0\n", "3: parts_per_step: 1__0 is no plain"),
+    ("a character beyond all others", 'fleet: "\\UFFFFFFFF"\n', "fleet.yaml: not valid YAML: an escaped"),
+    ("a character beyond Unicode", 'fleet: "\\U00110000"\n', "fleet.yaml: not valid YAML: an escaped"),
+    ("an enormous version", f"%YAML 1.{'1' * 5000}\n---\n{START}", "fleet.yaml: not valid YAML: an escaped"),
     ("a time", START + "parts_per_step: 1:30\n", "3: parts_per_step: 1:30 is no plain"),
     ("an enormous number", START + f"parts_per_step: {'9' * 9999}\n", "is no plain decimal"),
     ("a quoted exponent", START + 'optimizer: {weight_decay: "1e-3"}\n', "3: optimizer.weight_decay"),
@@ -79,6 +85,11 @@ def test_aliases_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
     laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
     (line,) = errors(tmp_path, laughs)
     assert "too many values" in line
+
+
+def test_an_underscore_may_stand_between_digits(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: 1_000\nb: -1_0_0\n", encoding="utf-8")
+    assert read_document(tmp_path / "a.yaml").values == {"a": 1000, "b": -100}
 
 
 def test_a_few_aliases_are_fine(tmp_path: Path) -> None:

@@ -354,9 +354,8 @@ def test_only_a_few_sent_changes_are_remembered() -> None:
 
 
 def restarted(device: Device, boot: str = "c" * 16) -> Device:
-    base, change, sent = device.replica.snapshot()
     again = Device(boot=boot)
-    again.replica.restore(base, change, run=device.replica.run, version=device.replica.version, sent=sent)
+    again.replica.restore(device.replica.snapshot())
     return again
 
 
@@ -400,6 +399,49 @@ def test_a_change_sent_before_the_restart_and_merged_meanwhile_does_not_count_tw
     again.learn(0.125)
     for name, state in again.blocks_of(again.change()).items():
         assert furthest(state, everywhere(again.encoder, 0.125, [name])[name]) < 4 * ULP
+
+
+@pytest.mark.parametrize("merged", [0, 1])
+def test_whichever_of_two_changes_was_merged_while_the_device_was_away_counts_once(merged: int) -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    device.learn(0.25, windows=8)
+    asked = device.change()
+    device.learn(0.125, windows=4)
+    sent = (asked, device.change())[merged]  # the second one as it leaves
+    again = restarted(device)
+    assert again.replica.windows == 12
+    fleet.next(device.blocks_of(sent), {"pi": (BOOT, sent.seq)})
+    again.receive(fleet, NEEDED)
+    assert again.replica.apply(NEEDED)
+    for name in NEEDED:
+        rest = {key: value + (0.125, 0.0)[merged] for key, value in fleet.state(name).items()}
+        assert furthest(again.holds(name), rest) < 2 * ULP
+    assert again.replica.windows == (4, 0)[merged]
+
+
+def test_a_restart_still_knows_on_how_many_windows_it_learned() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    device.learn(0.25, windows=8)
+    learn(device.encoder, 0.125, names(device.encoder))
+    device.replica.trained(names(device.encoder), windows=0, local_windows=16)
+    change = restarted(device).change()
+    assert (change.windows, change.local_windows) == (8, 16)
+
+
+def test_only_so_many_sent_changes_come_back_from_the_disk() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    for _ in range(SENT_KEPT):
+        device.learn(0.25)
+        device.change()
+    again = restarted(device)
+    again.learn(0.25)
+    again.change()
+    kept = again.replica.snapshot().sent
+    assert [one.seq for one in kept] == [2, 3, 4, 1]
+    assert [one.boot for one in kept] == [BOOT] * 3 + ["c" * 16]
 
 
 def test_what_was_learned_in_another_run_is_not_carried_onto_its_weights() -> None:

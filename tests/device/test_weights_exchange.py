@@ -109,13 +109,46 @@ def test_the_rest_is_fetched_again_every_so_many_versions(tmp_path: Path) -> Non
     assert device.follows() == set(client_names(3))
 
 
+def test_into_another_run_a_device_moves_with_every_block(tmp_path: Path) -> None:
+    fleet, device = Published(version=40), Device(tmp_path)
+    device.start(fleet)
+    other = Published(run="run-2", version=1, encoder=build_encoder("mobile", seed=2))
+    device.receive(other)
+    before = {name: block_state(device.encoder, name) for name in EVERY}
+    assert not device.weights.keep_up(cut=3, target=3), "the blocks beyond the cut are not here yet"
+    assert all(same(block_state(device.encoder, name), before[name]) for name in EVERY)
+    assert device.follows() == set(EVERY)
+    device.receive(other)
+    device.path.unlink()
+    assert device.weights.keep_up(cut=3, target=3)
+    assert (device.replica.run, device.replica.version) == ("run-2", 1)
+    assert all(same(block_state(device.encoder, name), other.state(name)) for name in EVERY)
+    assert device.path.exists(), "what is on the disk is of this run as well"
+    assert device.follows() == set(client_names(3))
+
+
+def test_in_another_run_the_rest_is_fetched_again_as_often_as_in_the_first(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    device.start(Published(version=40))
+    other = Published(run="run-2", version=1, encoder=build_encoder("mobile", seed=2))
+    for _ in range(2):
+        device.receive(other)
+        device.weights.keep_up(cut=3, target=3)
+    for _ in range(REFRESH_VERSIONS):
+        assert device.follows() == set(client_names(3))
+        other.next(everywhere(other.encoder, 0.5, EVERY))
+        device.receive(other)
+        assert device.weights.keep_up(cut=3, target=3)
+    assert device.follows() == set(EVERY)
+
+
 def test_a_version_that_does_not_fit_is_passed_over_and_the_next_one_applied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet, device = Published(), Device(tmp_path)
     device.start(fleet)
     fleet.next({})
-    manifest, wrong = fleet.manifest(), fleet.chunks(["head"])[-1].data
+    manifest, wrong = fleet.manifest(), fleet.chunks(["stem"])[0].data[:-1]
     manifest.entries["stem"] = ManifestEntry(digest(wrong), 1, len(wrong))
     device.replica.offer_chunk(WeightsChunk(fleet.run, fleet.version, "stem", 0, 1, wrong))
     device.replica.offer_manifest(manifest)
@@ -179,6 +212,7 @@ def test_a_device_starts_again_from_its_disk(tmp_path: Path) -> None:
     assert again.replica.initialised
     assert (again.replica.version, again.replica.run) == (fleet.version, fleet.run)
     assert all(same(block_state(again.encoder, name), block_state(device.encoder, name)) for name in EVERY)
+    assert (again.replica.windows, len(again.replica.snapshot().sent)) == (8, 1)
     assert again.weights.publish_change(), "whether it arrived is not known"
 
 

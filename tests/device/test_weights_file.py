@@ -8,8 +8,7 @@ from common.change_blob import State
 from common.encoder import build_encoder
 from common.errors import MessageError
 from common.split import block_state, names
-from device.replica import SentChange
-from device.weights_file import StoredWeights, read, write
+from device.weights_file import SentChange, StoredWeights, read, write
 from tests.published import FINGERPRINT, everywhere, same
 
 ENCODER = build_encoder("mobile", seed=0)
@@ -18,7 +17,8 @@ SHAPES: dict[str, State] = {name: block_state(ENCODER, name) for name in names(E
 
 def stored(version: int = 4) -> StoredWeights:
     learned = everywhere(ENCODER, 1 / 3, ["stem", "7"])
-    return StoredWeights("run-1", version, SHAPES, learned, SentChange("a" * 16, 2, {"7": learned["7"]}))
+    sent = (SentChange("a" * 16, 2, {"7": learned["7"]}, 8, 3), SentChange("a" * 16, 3, learned, 9, 4))
+    return StoredWeights("run-1", version, SHAPES, learned, 16, 5, sent)
 
 
 def assert_same(got: dict[str, State], wanted: dict[str, State]) -> None:
@@ -34,9 +34,11 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path: Path) -> None:
     assert (found.run, found.version) == ("run-1", 4)
     assert_same(found.base, SHAPES)
     assert_same(found.change, stored().change)
-    assert found.sent is not None
-    assert (found.sent.boot, found.sent.seq) == ("a" * 16, 2)
-    assert_same(found.sent.blocks, {"7": stored().change["7"]})
+    assert (found.windows, found.local_windows) == (16, 5)
+    for one, wanted in zip(found.sent, stored().sent, strict=True):
+        assert (one.boot, one.seq) == (wanted.boot, wanted.seq)
+        assert (one.windows, one.local_windows) == (wanted.windows, wanted.local_windows)
+        assert_same(one.blocks, wanted.blocks)
 
 
 def test_nothing_learned_and_nothing_sent_is_written_as_such(tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_nothing_learned_and_nothing_sent_is_written_as_such(tmp_path: Path) -> 
     write(path, StoredWeights("run-1", 4, SHAPES, {}), fingerprint=FINGERPRINT)
     found = read(path, SHAPES, fingerprint=FINGERPRINT)
     assert found is not None
-    assert (found.change, found.sent) == ({}, None)
+    assert (found.change, found.windows, found.local_windows, found.sent) == ({}, 0, 0, ())
 
 
 def test_without_a_file_or_with_one_of_another_configuration_there_is_nothing(tmp_path: Path) -> None:

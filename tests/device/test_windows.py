@@ -131,7 +131,7 @@ def test_in_real_time_windows_that_nobody_takes_are_lost_and_leave_a_gap() -> No
 
 def test_an_error_of_the_clips_reaches_the_caller() -> None:
     def clips() -> object:
-        yield Clip(_ramp(20_000), (0,))
+        yield Clip(_ramp(40_000), (0, WINDOW_SAMPLES))
         raise RuntimeError("no more of these")
 
     replay = Replay(clips(), speed="fast")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import torch
 
 from common.encoder import ENCODERS, Encoder, build_encoder
 from common.log_mel import FRAMES, MEL_BANDS
+from common.state_blob import pack_state
 from trainer.collapse_guard import MEMORY, CollapseGuard, probe_batch
 
 
@@ -76,6 +77,23 @@ def test_weights_that_are_not_finite_are_never_accepted_and_are_named(value: flo
     assert not verdict.ok
     assert verdict.reason == "head.0.weight is not finite"
     assert math.isnan(verdict.effective_rank)
+
+
+@pytest.mark.parametrize("value", [65_504.0, 65_519.0, 65_520.0, 1e6, -1e6])
+def test_weights_that_do_not_fit_what_they_are_published_in_are_never_accepted(value: float) -> None:
+    encoder = build_encoder("mobile", seed=0)
+    with torch.no_grad():
+        next(iter(encoder.head.parameters()))[0, 0] = value
+    verdict = CollapseGuard(dtype="fp16").accepts(encoder)
+    try:
+        pack_state(encoder.state_dict(), "fp16")
+    except ValueError:
+        assert verdict.reason == "head.0.weight has a value beyond fp16"
+        assert not verdict.ok
+        assert abs(value) > 65_519.0
+    else:
+        assert "beyond" not in verdict.reason
+    assert "beyond" not in CollapseGuard(dtype="fp32").accepts(encoder).reason
 
 
 def test_finite_weights_whose_embeddings_overflow_are_refused() -> None:

@@ -11,7 +11,7 @@ from common.change_blob import State
 from common.encoder import Encoder, build_encoder
 from common.split import block_parameters, block_state, client_names, load_block, names
 from trainer.batcher import Part
-from trainer.weights import DEVICES_REMEMBERED, LONGEST_CHANGE, Contribution, WeightsLedger
+from trainer.weights import DEVICES_REMEMBERED, LEFT_OUT_AT_MOST, LONGEST_CHANGE, Contribution, WeightsLedger
 
 DISCOUNT = 0.5
 LOCAL_CAP = 10
@@ -112,7 +112,16 @@ def test_a_change_counts_half_for_every_version_its_base_is_behind() -> None:
     trainer.ledger.offer(contribution("fresh", fresh))
     trainer.ledger.offer(contribution("stale", stale, base=START_VERSION - 2))
     trainer.merge()
-    trainer.assert_moved("stem", [(4 / 5, fresh["stem"]), (1 / 5, stale["stem"])])
+    trainer.assert_moved("stem", [(4 / 8, fresh["stem"]), (4 / 8 / 4, stale["stem"])])
+
+
+def test_a_stale_change_counts_half_also_where_nobody_else_took_part() -> None:
+    trainer = Trainer()
+    stale = changes(trainer.encoder, ["stem"], 1)
+    trainer.ledger.count([part("a", 3)] * 4)
+    trainer.ledger.offer(contribution("a", stale, base=START_VERSION - 1))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1 / 2, stale["stem"])])
 
 
 def test_local_windows_count_up_to_the_cap() -> None:
@@ -132,7 +141,78 @@ def test_a_change_for_which_no_window_counts_moves_nothing() -> None:
     trainer.ledger.offer(contribution("a", changes(trainer.encoder, ["stem"], 1)))
     trainer.merge()
     trainer.assert_moved("stem", [])
-    assert trainer.ledger.merged == {"a": (BOOT, 1)}, "the device is told, and does not offer it again"
+    assert (trainer.ledger.merged, trainer.ledger.offered) == ({}, ()), "it stays unsent on the device"
+
+
+def test_a_change_of_which_one_block_has_no_windows_is_left_out_whole_and_taken_once_it_has() -> None:
+    trainer = Trainer()
+    a, b = changes(trainer.encoder, ["stem", "6"], 1), changes(trainer.encoder, ["stem"], 2)
+    trainer.ledger.count([part("a", 3)] * 4 + [part("b", 3)] * 2)
+    trainer.ledger.offer(contribution("a", a))
+    trainer.ledger.offer(contribution("b", b))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, b["stem"])])
+    trainer.assert_moved("6", [])
+    assert trainer.ledger.merged == {"b": (BOOT, 1)}
+    trainer.ledger.offer(contribution("a", a, seq=2, base=START_VERSION + 1, local=2))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, b["stem"]), (1.0, a["stem"])])
+    trainer.assert_moved("6", [(1.0, a["6"])])
+    assert trainer.ledger.merged == {"b": (BOOT, 1), "a": (BOOT, 2)}
+
+
+def test_a_block_that_a_device_gave_up_does_not_keep_the_rest_waiting_for_good() -> None:
+    trainer = Trainer()
+    blocks = changes(trainer.encoder, ["stem", "6"], 1)
+    for late in range(LEFT_OUT_AT_MOST + 1):
+        assert trainer.ledger.merged == {}
+        trainer.ledger.count([part("a", 3)] * 4)
+        trainer.ledger.offer(contribution("a", blocks, seq=late + 1, base=START_VERSION + late))
+        own = trainer.train(["6"], seed=99)
+        trainer.merge()
+        if late < LEFT_OUT_AT_MOST:
+            trainer.start["6"] = block_state(trainer.encoder, "6")
+    windows = 4
+    trainer.assert_moved("stem", [(1.0, blocks["stem"])])
+    trainer.assert_moved("6", [(1 / (windows + 1), blocks["6"]), (windows / (windows + 1), own["6"])])
+    assert trainer.ledger.merged == {"a": (BOOT, LEFT_OUT_AT_MOST + 1)}
+    last = START_VERSION + LEFT_OUT_AT_MOST + 1
+    trainer.ledger.count([part("a", 3)] * 4)
+    trainer.ledger.offer(contribution("a", blocks, seq=9, base=last))
+    trainer.merge()
+    assert trainer.ledger.merged == {"a": (BOOT, LEFT_OUT_AT_MOST + 1)}, "left out again at first"
+
+
+def test_a_device_without_any_windows_is_left_out_for_as_long_as_it_has_none() -> None:
+    trainer = Trainer()
+    blocks = changes(trainer.encoder, ["stem"], 1)
+    for late in range(LEFT_OUT_AT_MOST + 2):
+        trainer.ledger.offer(contribution("a", blocks, seq=late + 1, base=START_VERSION + late))
+        trainer.merge()
+    assert trainer.ledger.merged == {}
+    trainer.assert_moved("stem", [])
+
+
+def test_a_change_so_stale_that_nothing_of_it_would_be_left_is_left_out() -> None:
+    encoder = build_encoder("mobile", seed=0)
+    ledger = WeightsLedger(encoder, version=5_000, discount=0.5, local_cap=1)
+    ledger.count([part("a", 3)])
+    ledger.offer(contribution("a", changes(encoder, ["stem"], 1), base=0))
+    ledger.commit(ledger.preview())
+    assert ledger.merged == {}
+
+
+def test_a_change_on_a_version_that_was_never_made_is_of_another_run_and_passed_over() -> None:
+    trainer = Trainer()
+    blocks = changes(trainer.encoder, ["stem"], 1)
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", blocks, base=START_VERSION + 1))
+    assert list(trainer.ledger.offered) == []
+    trainer.merge()
+    trainer.assert_moved("stem", [])
+    assert trainer.ledger.merged == {}
+    trainer.ledger.offer(contribution("a", blocks, base=START_VERSION + 1))
+    assert list(trainer.ledger.offered) == ["a"], "made meanwhile"
 
 
 def test_a_newer_change_of_a_device_replaces_the_one_that_waits() -> None:
@@ -156,7 +236,7 @@ def test_a_contribution_that_comes_after_the_merge_waits_for_the_next_one() -> N
     trainer.ledger.offer(contribution("a", late))
     assert list(trainer.ledger.offered) == ["a"]
     trainer.merge()
-    trainer.assert_moved("stem", [(1.0, late["stem"])])
+    trainer.assert_moved("stem", [(1 / 2, late["stem"])])
     assert list(trainer.ledger.offered) == []
     assert trainer.ledger.version == START_VERSION + 2
 
@@ -175,6 +255,7 @@ def test_a_change_that_still_holds_what_was_merged_already_is_passed_over(boot: 
     trainer.merge()
     trainer.assert_moved("stem", [(1.0, first["stem"])])
     rest = {"stem": {key: torch.full_like(value, 1e-3) for key, value in first["stem"].items()}}
+    trainer.ledger.count([part("a", 3)])
     trainer.ledger.offer(contribution("a", rest, seq=3, base=START_VERSION + 2, boot=boot))
     trainer.merge()
     trainer.assert_moved("stem", [(1.0, first["stem"]), (1.0, rest["stem"])])
@@ -182,6 +263,7 @@ def test_a_change_that_still_holds_what_was_merged_already_is_passed_over(boot: 
 
 def test_a_version_names_the_latest_merged_change_of_every_device_also_of_those_it_does_not_hold() -> None:
     trainer = Trainer()
+    trainer.ledger.count([part("a", 3), part("b", 3)])
     trainer.ledger.offer(contribution("a", changes(trainer.encoder, ["stem"], 1), seq=4))
     trainer.merge()
     trainer.ledger.offer(contribution("b", changes(trainer.encoder, ["stem"], 2), seq=9))
