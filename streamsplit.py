@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-EXIT_CONFIG = 78
-
 
 def _demo(argv: list[str]) -> int:
     from broker.start import open_broker
+    from common.config import EXIT_CONFIG
     from common.errors import ConfigError
     from trainer.demo import RunFailed, run
     from trainer.demo_options import parse
