@@ -195,6 +195,10 @@ class Link:
         """Make waiting receivers return None; where nobody waits, the next receive returns at once."""
         self._state.inbound.wake()
 
+    def delivery_mbps(self) -> float | None:
+        """Megabits per second at which the kernel lately delivered what was sent; None where it cannot tell."""
+        return self._connection.delivery_mbps()
+
     def counters(self) -> LinkCounters:
         """A snapshot of everything counted."""
         return self._state.counters()

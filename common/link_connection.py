@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from common.link_state import LinkState
+from common.tcp_info import delivery_mbps
 
 CONNECT_TIMEOUT_S = 5.0
 CONNACK_TIMEOUT_S = 10.0
@@ -161,6 +162,11 @@ class Connection:
         self._in_flight.clear()
         self._protocol = MQTT_311 if self._protocol == MQTT_5 else MQTT_5
         self._client = self._make_client()
+
+    def delivery_mbps(self) -> float | None:
+        """See `common.tcp_info.delivery_mbps`; None without a connection."""
+        connection = self._client.socket()
+        return delivery_mbps(connection) if isinstance(connection, socket.socket) else None
 
     def _make_client(self) -> _Client:
         client = _Client(self._state, self._protocol)

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,6 +161,7 @@ def _loop(
             energy=_energy(settings),
             sampler=ResourceSampler(),
             every_steps=settings.telemetry_every_steps,
+            uplink_mbps=_uplink(settings, link),
         ),
         stretch=_stretch(settings, encoder),
         journal=journal,
@@ -232,6 +233,12 @@ def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: T
         room=settings.room,
         cuts=range(settings.min_cut, depth + 1),
     )
+
+
+def _uplink(settings: DeviceConfig, link: Link) -> Callable[[], float | None]:
+    """Who tells the uplink's rate: the kernel, or the profile whose link is played (the kernel sees the loopback)."""
+    played = settings.profile if settings.emulate else None
+    return link.delivery_mbps if played is None else lambda: played.uplink_mbps
 
 
 def _energy(settings: DeviceConfig) -> EnergyMeter:

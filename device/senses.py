@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from common import messages
 from common.link import Link
@@ -40,7 +40,9 @@ class Senses:
         energy: EnergyMeter,
         sampler: ResourceSampler,
         every_steps: int,
+        uplink_mbps: Callable[[], float | None],
     ) -> None:
+        self._uplink_mbps = uplink_mbps
         self._topic = topics.telemetry(device)
         self._boot = boot
         self._depth = depth
@@ -89,6 +91,9 @@ class Senses:
 
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
+        rate_mbps = self._uplink_mbps()
+        if rate_mbps is not None:
+            self._estimate.uplink(rate_mbps)
         if exchange.answer_s:
             self._estimate.round_trip(min(exchange.answer_s))
             self._steps_unanswered = 0

@@ -72,27 +72,19 @@ class ResourceSampler:
 
 
 class LinkEstimate:
-    """Rates and round trip as moving averages (weight `alpha` for the newest), each None until first observed.
-
-    A rate is the average of bytes over the average of seconds, not an average of rates: a small message whose time is
-    all latency then hardly counts, as it should.
-    """
+    """Rate and round trip as moving averages (weight `alpha` for the newest), each None until first observed."""
 
     def __init__(self, *, alpha: float = 0.3) -> None:
         if not 0.0 < alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}, allowed is above 0 up to 1")
         self._alpha = alpha
-        self._up: tuple[float, float] | None = None
-        self._down: tuple[float, float] | None = None
+        self._uplink_mbps: float | None = None
         self._round_trip_s: float | None = None
 
-    def sent(self, size_bytes: int, seconds: float) -> None:
-        """`size_bytes` left in `seconds`."""
-        self._up = self._pair(self._up, size_bytes, seconds)
-
-    def received(self, size_bytes: int, seconds: float) -> None:
-        """`size_bytes` arrived in `seconds`."""
-        self._down = self._pair(self._down, size_bytes, seconds)
+    def uplink(self, mbps: float) -> None:
+        """The link has lately carried `mbps` upwards."""
+        _not_negative(mbps=mbps)
+        self._uplink_mbps = self._mean(self._uplink_mbps, mbps)
 
     def round_trip(self, seconds: float) -> None:
         """An answer came `seconds` after its question."""
@@ -106,22 +98,12 @@ class LinkEstimate:
     @property
     def uplink_mbps(self) -> float | None:
         """Megabits per second upwards."""
-        return _mbps(self._up)
-
-    @property
-    def downlink_mbps(self) -> float | None:
-        """Megabits per second downwards."""
-        return _mbps(self._down)
+        return self._uplink_mbps
 
     @property
     def round_trip_ms(self) -> float | None:
         """Milliseconds from question to answer."""
         return None if self._round_trip_s is None else self._round_trip_s * 1e3
-
-    def _pair(self, old: tuple[float, float] | None, size_bytes: int, seconds: float) -> tuple[float, float]:
-        _not_negative(size_bytes=size_bytes, seconds=seconds)
-        old_bytes, old_s = old if old is not None else (None, None)
-        return self._mean(old_bytes, float(size_bytes)), self._mean(old_s, seconds)
 
     def _mean(self, old: float | None, new: float) -> float:
         return new if old is None else (1.0 - self._alpha) * old + self._alpha * new
@@ -166,11 +148,6 @@ def _battery() -> float | None:
 
 def _fraction(percent: float) -> float:
     return min(max(percent / 100.0, 0.0), 1.0)
-
-
-def _mbps(pair: tuple[float, float] | None) -> float | None:
-    # A transfer faster than the clock's step says nothing of the rate.
-    return None if pair is None or pair[1] == 0.0 else pair[0] * 8e-6 / pair[1]
 
 
 def _not_negative(**values: float) -> None:
