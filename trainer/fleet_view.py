@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -35,11 +35,6 @@ class FleetView:
     def progress(self) -> Progress:
         """The bar beside the table."""
         return self._progress
-
-    @property
-    def telemetry(self) -> Mapping[str, Telemetry]:
-        """Device -> what it last said."""
-        return self._telemetry
 
     def listen(self, timeout_s: float) -> None:
         """Take what came within ``timeout_s``."""
