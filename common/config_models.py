@@ -97,6 +97,12 @@ class TrainerConfig(Settings):
         le=3600,
         description="Windows of one segment or room closer than this, in seconds, are no negatives.",
     )
+    virtual_negatives: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Negatives that each window meets beside the batch's, drawn from the mixture memory.",
+    )
     merge_every: int = Field(
         default=25, ge=1, le=100_000, description="Training batches between two merges of the weights."
     )

@@ -113,6 +113,7 @@ def _state(settings: TrainerConfig, compute: torch.device) -> State:
         MixtureMemory(seed=settings.seed).to(compute),
         directions=torch.Generator().manual_seed(settings.seed),
         rounding=torch.Generator().manual_seed(settings.seed + 1),
+        negatives=torch.Generator().manual_seed(settings.seed + 2),
     )
 
 
@@ -216,6 +217,7 @@ def _server_step(settings: TrainerConfig, state: State, compute: torch.device) -
         false_negative_s=settings.false_negative_s,
         directions=state.directions,
         compute=compute,
+        negatives=partial(state.mixture.virtual_negatives, count=settings.virtual_negatives, generator=state.negatives),
     )
 
 

@@ -24,6 +24,7 @@ class State:
     mixture: MixtureMemory
     directions: torch.Generator
     rounding: torch.Generator
+    negatives: torch.Generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def to_checkpoint(
         "mixture": state.mixture.state_dict(),
         "directions": state.directions.get_state(),
         "rounding": state.rounding.get_state(),
+        "negatives": state.negatives.get_state(),
         "ranks": list(ranks),
         "merged": dict(merged),
     }
@@ -87,5 +89,7 @@ def restore(saved: Checkpoint, state: State) -> Progress:
     state.mixture.load_state_dict(rest["mixture"])
     state.directions.set_state(rest["directions"])
     state.rounding.set_state(rest["rounding"])
+    if "negatives" in rest:  # not in checkpoints from before there were any
+        state.negatives.set_state(rest["negatives"])
     merged = {device: (boot, seq) for device, (boot, seq) in rest["merged"].items()}
     return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]), merged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,10 @@ class ServerStep:
         false_negative_s: float,
         directions: torch.Generator,
         compute: torch.device,
+        negatives: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        """``negatives`` draws virtual negatives ``[N, M, d]`` for the projections ``[N, d]`` of view A; None: none."""
+        self._negatives = negatives
         self._encoder = encoder
         self._optimizers = optimizers
         self._loss = loss
@@ -98,6 +101,7 @@ class ServerStep:
             excluded=excluded.to(self._compute),
             edges=edges,
             generator=self._directions,
+            virtual_negatives=None if self._negatives is None else self._negatives(projections[0].detach()),
         )
 
     def _moved(self, parts: Sequence[Part]) -> dict[str, int]:

@@ -18,7 +18,7 @@ MERGED = {"pi-1": ("a" * 16, 7), "pi-2": ("b" * 16, 0)}
 def state(seed: int) -> State:
     encoder = build_encoder("mobile", seed=seed)
     optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=0.01, warmup_steps=4)
-    generators = [torch.Generator().manual_seed(seed + offset) for offset in (1, 2)]
+    generators = [torch.Generator().manual_seed(seed + offset) for offset in (1, 2, 3)]
     return State(encoder, optimizers, MixtureMemory(seed=seed), *generators)
 
 
@@ -26,7 +26,7 @@ def train(one: State, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         z = one.encoder.project(one.encoder(torch.randn(4, 1, 64, 96, generator=generator)))
-        target = torch.randn(z.shape, generator=one.directions)
+        target = torch.randn(z.shape, generator=one.directions) + torch.rand(z.shape, generator=one.negatives)
         one.optimizers.zero(names(one.encoder))
         (z * target).sum().backward()
         one.optimizers.step(names(one.encoder), 1e-3)
@@ -52,6 +52,7 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) ->
         assert same(block_state(resumed.encoder, name), block_state(straight.encoder, name))
     assert same(dict(resumed.mixture.state_dict()), dict(straight.mixture.state_dict()))
     assert torch.equal(resumed.directions.get_state(), straight.directions.get_state())
+    assert torch.equal(resumed.negatives.get_state(), straight.negatives.get_state())
 
 
 def test_two_fresh_runs_have_different_names_and_nothing_behind_them() -> None:
