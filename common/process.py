@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 from common.config import EXIT_CONFIG, read_password
 from common.config_models import FleetConfig
@@ -84,6 +85,23 @@ def open_link(
         data_capacity=data_capacity,
         outbound_capacity=outbound_capacity,
     )
+
+
+class LinkOpener(Protocol):
+    """How `open_link` is called: a fleet inside one process puts another way of connecting in its place."""
+
+    def __call__(
+        self,
+        fleet: FleetConfig,
+        *,
+        client_id: str,
+        will: tuple[str, bytes],
+        data_capacity: int,
+        outbound_capacity: int,
+        url: str = "",
+    ) -> Link:
+        """See `open_link`."""
+        ...
 
 
 def run_process(main: Callable[[], None]) -> int:

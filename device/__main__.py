@@ -23,7 +23,7 @@ from common.errors import ConfigError, MessageError
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.log_mel import LogMel
-from common.process import EXIT_UNAVAILABLE, new_boot, open_link, run_process, software, stop_on_signals
+from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import cut_table, format_cut_table
 from common.topics import Topics
 from device.edge_learner import EdgeLearner
@@ -70,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_UNAVAILABLE
 
 
-def listen(settings: DeviceConfig, stop: threading.Event) -> None:
-    """Build every part from the settings and run the loop."""
+def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener = open_link) -> None:
+    """Build every part from the settings and run the loop; ``connect`` opens its link."""
     torch.set_num_threads(1)
     identity = _Identity(settings.id, new_boot(), config.fingerprint(settings.fleet))
     topics = Topics(settings.fleet.fleet)
     source = _source(settings)  # first: a folder that cannot be used is said before anything is started
     shaped = _shaped_link(settings)
-    link = open_link(
+    link = connect(
         settings.fleet,
         client_id=f"{settings.fleet.fleet}-{settings.id}",
         will=last_will(topics, settings.id, boot=identity.boot, software=software(), fingerprint=identity.fingerprint),

@@ -20,7 +20,7 @@ from common.encoder import build_encoder
 from common.errors import ConfigError
 from common.link import Link
 from common.mixture_memory import MixtureMemory
-from common.process import keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
+from common.process import LinkOpener, keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import block_state, names
 from common.topics import Kind, Topics
 from trainer import checkpoint
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_process(lambda: train(config.load_trainer(options.config), stop_on_signals()))
 
 
-def train(settings: TrainerConfig, stop: threading.Event) -> None:
-    """Build every part from the settings and run the loop."""
+def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener = open_link) -> None:
+    """Build every part from the settings and run the loop; ``connect`` opens its link."""
     compute = _compute(settings.compute)
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
@@ -70,7 +70,7 @@ def train(settings: TrainerConfig, stop: threading.Event) -> None:
     saved = checkpoint.load_latest(settings.state_directory, fingerprint)
     state = _state(settings, compute)
     progress = fresh_run() if saved is None else restore(saved, state)
-    link = open_link(
+    link = connect(
         fleet,
         client_id=f"{fleet.fleet}-trainer",
         will=TrainerPresence.will(topics, boot=boot, fingerprint=fingerprint),

@@ -56,7 +56,7 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
         console.print(f"{split.how}; none of it is trained on")
     files = write_files(options, broker_url, split)
     started_s = time.monotonic()
-    _train(options, files, broker_url, console)
+    train(options, files, broker_url, console)
     wall_s = time.monotonic() - started_s
     runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
     saved = _last_checkpoint(files)
@@ -83,7 +83,12 @@ def _forget_earlier_run(out: Path) -> None:
             path.unlink()
 
 
-def _train(options: DemoOptions, files: DemoFiles, broker_url: str, console: Console) -> None:
+def train(options: DemoOptions, files: DemoFiles, broker_url: str, console: Console) -> None:
+    """Run every process of the fleet to its end, with a live table.
+
+    Raises:
+        RunFailed: one of them ended with an error.
+    """
     link = Link(url=broker_url, client_id=f"{FLEET}-view-{os.getpid()}", is_data=is_data, data_capacity=4096)
     view = FleetView(link, Topics(FLEET), devices=list(files.devices), windows=options.windows)
     link.start()
@@ -187,10 +192,12 @@ def _settings(options: DemoOptions, split: Split | None) -> dict[str, Setting]:
     plain = {
         key: value
         for key, value in asdict(options).items()
-        if key not in ("data", "out", "profiles", "trainer_settings")
+        if key not in ("data", "out", "profiles", "trainer_settings", "fleet_settings", "device_settings")
     }
     plain["profiles"] = ", ".join(options.profiles)
-    plain |= {key: str(value) for key, value in options.trainer_settings}
+    plain |= {f"trainer.{key}": str(value) for key, value in options.trainer_settings}
+    plain |= {f"fleet.{key}": str(value) for key, value in options.fleet_settings}
+    plain |= {f"device.{key}": str(value) for key, value in options.device_settings}
     plain["data"] = options.data.name if options.data else "synthetic soundscape"
     plain["held_out"] = split.how if split else f"synthetic clips, {PROBE_CLIPS} of each class, every third held out"
     return plain

@@ -6,6 +6,7 @@ looks like finds it in the run's folder.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ class DemoOptions:
     speed: str
     seed: int
     out: Path
-    trainer_settings: tuple[tuple[str, object], ...]
+    trainer_settings: tuple[tuple[str, object], ...] = ()
+    fleet_settings: tuple[tuple[str, object], ...] = ()
+    device_settings: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,12 @@ def write_files(options: DemoOptions, broker_url: str, split: Split | None) -> D
     folder.mkdir(parents=True, exist_ok=True)
     names = device_names(options.devices)
     fleet = {"fleet": FLEET, "broker": {"url": broker_url}, "encoder": options.encoder}
-    _write(folder / "fleet.yaml", fleet)
-    _write(folder / "trainer.yaml", _trainer(options))
+    _write(folder / "fleet.yaml", _with(fleet, options.fleet_settings))
+    _write(folder / "trainer.yaml", _with(_trainer(options), options.trainer_settings))
     lists = _write_lists(options, split, names)
     for number, name in enumerate(names):
-        _write(folder / f"{name}.yaml", _device(options, name, number, lists.get(name)))
+        device = _device(options, name, number, lists.get(name))
+        _write(folder / f"{name}.yaml", _with(device, options.device_settings))
     return DemoFiles(
         trainer=folder / "trainer.yaml",
         trainer_state=options.out / "trainer",
@@ -93,7 +97,6 @@ def _trainer(options: DemoOptions) -> dict[str, Any]:
         "budget_windows": options.windows,
         "speed": options.speed,
         "expected_devices": options.devices,
-        **dict(options.trainer_settings),
     }
 
 
@@ -135,6 +138,20 @@ def _write_lists(options: DemoOptions, split: Split | None, names: Sequence[str]
         lists[name] = folder / f"{name}.txt"
         lists[name].write_text("".join(f"{clip.relative}\n" for clip in shard), encoding="utf-8")
     return lists
+
+
+def _with(values: dict[str, Any], settings: Sequence[tuple[str, object]]) -> dict[str, Any]:
+    """``values`` with some keys set; a dot leads into a block. The configuration says whether there is such a key."""
+    changed = copy.deepcopy(values)
+    for dotted, value in settings:
+        *blocks, key = dotted.split(".")
+        place = changed
+        for name in blocks:
+            inner = place.get(name)
+            place[name] = inner if isinstance(inner, dict) else {}
+            place = place[name]
+        place[key] = value
+    return changed
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

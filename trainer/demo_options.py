@@ -39,7 +39,9 @@ def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:
         speed=given.speed,
         seed=given.seed,
         out=given.out,
-        trainer_settings=tuple(_setting(text) for text in given.set),
+        trainer_settings=tuple(_setting(text, "--set", "the trainer's file") for text in given.set),
+        fleet_settings=tuple(_setting(text, "--set-fleet", "the fleet file") for text in given.set_fleet),
+        device_settings=tuple(_setting(text, "--set-device", "a device's file") for text in given.set_device),
     )
     problems = list(_problems(options))
     if problems:
@@ -47,10 +49,10 @@ def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:
     return options, given.broker
 
 
-def _setting(text: str) -> tuple[str, object]:
+def _setting(text: str, option: str, file: str) -> tuple[str, object]:
     key, separator, value = text.partition("=")
     if not separator:
-        raise ConfigError(f"--set {text}: allowed is KEY=VALUE with a key of the trainer's file")
+        raise ConfigError(f"{option} {text}: allowed is KEY=VALUE with a key of {file}")
     return key, yaml.safe_load(value)
 
 
@@ -95,12 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--broker", default="auto", help="auto, mosquitto, embedded, or mqtt://HOST[:PORT]")
     add("--speed", choices=("fast", "realtime"), default="fast", help="as fast as it computes, or as it sounds")
     add("--seed", type=int, default=0, help="seed of everything random")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a key of the trainer's file, such as merge_every=10",
-    )
+    for option, what in (
+        ("--set", "a key of the trainer's file, such as merge_every=10"),
+        ("--set-fleet", "a key of the fleet file, such as parts_per_step=4"),
+        ("--set-device", "a key of every device's file, such as local_learning=false or splitter.cut=6"),
+    ):
+        add(option, action="append", default=[], metavar="KEY=VALUE", help=what)
     add("--out", type=Path, default=Path("streamsplit-demo"), help="folder of the run")
     return parser

@@ -26,6 +26,15 @@ def test_a_setting_without_a_value_is_refused() -> None:
         parse(["--set", "merge_every"])
 
 
+def test_a_dotted_setting_leads_into_a_block_of_a_device_s_file(tmp_path: Path) -> None:
+    given = ["--out", str(tmp_path), "--set-device", "splitter.cut=6", "--set-device", "local_learning=false"]
+    options, _ = parse([*given, "--set-fleet", "parts_per_step=4"])
+    device = config.load_device(write_files(options, "mqtt://127.0.0.1:1883", None).devices["device-1"])
+    assert (device.splitter.cut, device.splitter.kind) == (6, "fixed")
+    assert not device.local_learning
+    assert device.fleet.parts_per_step == 4
+
+
 def test_windows_add_up_to_what_was_asked_for() -> None:
     options, _ = parse(["--devices", "3", "--windows", "100"])
     assert windows_of(options) == [34, 33, 33]

@@ -1,0 +1,74 @@
+"""A fleet inside one process: the loops of device and trainer as they are, a thread each, over a broker in memory.
+
+For experiments of many runs: no process has to start, no socket to be served. `tests/system/test_in_process.py` shows
+that it learns bit for bit what processes learn over a real broker.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from common import config
+from common.config_models import DeviceConfig
+from device import __main__ as device
+from tests.bench.in_process_link import MemoryBroker
+from trainer import __main__ as trainer
+from trainer.demo_files import DemoFiles
+
+READY_S = 120.0
+LONGEST_S = 3 * 3600.0
+
+
+class FleetFailed(Exception):
+    """A device or the trainer ended with an error, which is the cause."""
+
+
+def run_in_process(files: DemoFiles, *, broker: MemoryBroker | None = None) -> None:
+    """Run trainer and devices to the end of the devices' windows.
+
+    Raises:
+        FleetFailed: one of them ended with an error.
+    """
+    torch.set_num_threads(1)
+    hub = broker or MemoryBroker()
+    failures: list[BaseException] = []
+    stop_devices, stop_trainer = threading.Event(), threading.Event()
+    trainer_settings = config.load_trainer(files.trainer)
+
+    def guarded(work: Callable[[], None], client_id: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001  raised again below, in the thread that waits
+                failures.append(error)
+                stop_devices.set()
+                stop_trainer.set()
+                hub.break_off(client_id)
+
+        thread = threading.Thread(target=run, name=client_id, daemon=True)
+        thread.start()
+        # One after the other: building an encoder draws from torch's one global generator.
+        if not hub.wait_for(client_id, READY_S) and not failures:
+            raise FleetFailed(f"{client_id} did not connect within {READY_S:g} s")
+        return thread
+
+    fleet = trainer_settings.fleet.fleet
+    server = guarded(lambda: trainer.train(trainer_settings, stop_trainer, connect=hub.open_link), f"{fleet}-trainer")
+    threads = []
+    for name, path in files.devices.items():
+        settings = config.load_device(path)
+        work = _device(settings, stop_devices, hub)
+        threads.append(guarded(work, f"{fleet}-{name}"))
+    for thread in threads:
+        thread.join(LONGEST_S)
+    stop_trainer.set()
+    server.join(LONGEST_S)
+    if failures:
+        raise FleetFailed(repr(failures[0])) from failures[0]
+
+
+def _device(settings: DeviceConfig, stop: threading.Event, hub: MemoryBroker) -> Callable[[], None]:
+    return lambda: device.listen(settings, stop, connect=hub.open_link)
