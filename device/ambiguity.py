@@ -1,0 +1,31 @@
+"""How uncertain the device is about a window, told from its own replica of encoder and mixture, without asking."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.encoder import Encoder
+from common.mixture_memory import MixtureMemory
+
+
+class Ambiguity:
+    """The paper's uncertainty (eq. 11), computed on the device: a forward of the whole encoder and the head.
+
+    The trainer's answer to a sent part holds the same figure for its own weights; this one is for windows whose
+    sending is still to be decided. Blocks beyond the cut are as old as the device's last refresh of them.
+    """
+
+    def __init__(self, encoder: Encoder, mixture: MixtureMemory) -> None:
+        self._encoder = encoder
+        self._mixture = mixture
+
+    @torch.no_grad()
+    def of(self, views: Tensor) -> float:
+        """Uncertainty of view A of ``views`` [2, 1, 64, 96], in 0..1; 0.5 before the mixture has started.
+
+        Raises:
+            ValueError: another shape.
+        """
+        embedding = self._encoder.forward_to(views[:1], self._encoder.depth)
+        return float(self._mixture.uncertainty(self._encoder.project(embedding)))
