@@ -185,7 +185,8 @@ def _synthetic_clips(seed: int) -> Iterator[ProbeClip]:
     rng = np.random.default_rng([PROBE_SEED, seed])
     for number in range(PROBE_CLIPS):
         for label in soundscape.CLASSES:
-            yield ProbeClip(soundscape.clip(label, PROBE_CLIP_S, rng), label, held_out=number % 3 == 0)
+            sound = soundscape.clip(label, PROBE_CLIP_S, rng)
+            yield ProbeClip(sound, label, held_out=number % 3 == 0, name=f"{label}/{number:02}")
 
 
 def _settings(options: DemoOptions, split: Split | None) -> dict[str, Setting]:

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +25,14 @@ from common.errors import ConfigError
 from trainer.checkpoint import Checkpoint, latest, load
 from trainer.dataset import find_clips, hold_out
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
+from trainer.probes import Scores, mean_scores, score
 from trainer.quality import effective_rank
 
-NEIGHBOURS = 5
-PROBE_C = 0.1
 UNTRAINED_SEEDS = 5
 """Untrained encoders differ by several points among initialisations; their mean is the baseline."""
 
 BATCH_WINDOWS = 16
 """Windows per forward pass. `mobile` on one core, ms a window (measured): 1.1 at 8 and 16, 1.7 at 64, 2.5 at 256."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Accuracies as fractions on the held-out clips.
-
-    Attributes:
-        linear: logistic regression, C = 0.1.
-        knn: 5 nearest neighbours, cosine distance of the standardised features.
-        clips: clips in all; ``held_out``: those scored.
-        effective_rank: of the embeddings of the held-out clips' windows.
-    """
-
-    linear: float
-    knn: float
-    clips: int
-    held_out: int
-    effective_rank: float
 
 
 def window_embeddings(encoder: Encoder, log_mels: Tensor) -> Tensor:
@@ -81,33 +62,15 @@ def features(embeddings: Tensor, starts: NDArray[np.int64]) -> NDArray[np.float6
 def evaluate_encoder(encoder: Encoder, clips: ProbeSet) -> Scores:
     """Fit the probes on the training clips' features, score them on the held-out ones; the encoder is not changed."""
     embeddings = window_embeddings(encoder, clips.log_mels)
-    linear, knn = _probe(features(embeddings, clips.starts), clips)
     counts = np.diff([*clips.starts, len(embeddings)])
-    held_windows = torch.from_numpy(np.repeat(clips.held_out, counts))
-    rank = effective_rank(embeddings[held_windows])
-    return Scores(linear, knn, len(clips.labels), int(clips.held_out.sum()), rank)
-
-
-def evaluate_encoders(encoders: Mapping[str, Encoder], clips: ProbeSet) -> dict[str, Scores]:
-    """`evaluate_encoder` for several encoders on the same log-mels, by name."""
-    return {name: evaluate_encoder(encoder, clips) for name, encoder in encoders.items()}
+    rank = effective_rank(embeddings[torch.from_numpy(np.repeat(clips.held_out, counts))])
+    pooled = features(embeddings, clips.starts)
+    return score(pooled, clips.labels, clips.held_out, clips.names, effective_rank=rank)
 
 
 def evaluate_untrained(encoder_name: str, clips: ProbeSet, *, seed: int, count: int = UNTRAINED_SEEDS) -> Scores:
     """Mean scores of ``count`` untrained encoders, initialised with ``seed``, ``seed + 1``, …"""
     return mean_scores([evaluate_encoder(build_encoder(encoder_name, seed + i), clips) for i in range(count)])
-
-
-def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Mean of each figure over scores on the same clips."""
-    first = scores[0]
-    return Scores(
-        linear=float(np.mean([score.linear for score in scores])),
-        knn=float(np.mean([score.knn for score in scores])),
-        clips=first.clips,
-        held_out=first.held_out,
-        effective_rank=float(np.mean([score.effective_rank for score in scores])),
-    )
 
 
 def restore_encoder(checkpoint: Checkpoint) -> Encoder:
@@ -124,19 +87,6 @@ def restore_encoder(checkpoint: Checkpoint) -> Encoder:
             f"the checkpoint's encoder {checkpoint.encoder_name!r} cannot be restored: {error}"
         ) from error
     return encoder
-
-
-def _probe(clip_features: NDArray[np.float64], clips: ProbeSet) -> tuple[float, float]:
-    from sklearn.linear_model import LogisticRegression  # a second to import: only who evaluates pays
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.preprocessing import StandardScaler
-
-    held, labels = clips.held_out, clips.labels
-    scaler = StandardScaler().fit(clip_features[~held])
-    training, scored = scaler.transform(clip_features[~held]), scaler.transform(clip_features[held])
-    linear = LogisticRegression(C=PROBE_C, max_iter=5000).fit(training, labels[~held])
-    knn = KNeighborsClassifier(min(NEIGHBOURS, len(training)), metric="cosine").fit(training, labels[~held])
-    return float(linear.score(scored, labels[held])), float(knn.score(scored, labels[held]))
 
 
 # The command line
@@ -207,11 +157,15 @@ def _table(result: Mapping[str, Any]) -> str:
         result["checkpoint"],
         f"{result['encoder']}, weights version {result['weights_version']}, {result['windows']:,} windows trained",
         result["held_out"],
-        f"{'':<28}{'linear':>8}{'5-NN':>8}{'effective rank':>16}",
+        f"{'':<28}{'linear':>8}{'5-NN':>8}{'P@10':>8}{'silhouette':>12}{'effective rank':>16}",
     ]
     for name, title in (("untrained", f"untrained (mean of {UNTRAINED_SEEDS})"), ("trained", "checkpoint")):
         scores = result[name]
-        lines.append(f"{title:<28}{scores['linear']:>8.1%}{scores['knn']:>8.1%}{scores['effective_rank']:>16.1f}")
+        silhouette = "-" if scores["silhouette"] is None else f"{scores['silhouette']:.2f}"
+        lines.append(
+            f"{title:<28}{scores['linear']:>8.1%}{scores['knn']:>8.1%}{scores['precision_at_10']:>8.1%}"
+            f"{silhouette:>12}{scores['effective_rank']:>16.1f}"
+        )
     lines += [f"left out: {file['path']}: {file['why']}" for file in result["unreadable"]]
     return "\n".join(lines) + "\n"
 

@@ -20,11 +20,15 @@ HOP_SAMPLES = WINDOW_SAMPLES // 2
 
 @dataclass(frozen=True, slots=True)
 class ProbeClip:
-    """One labelled clip: ``waveform`` [samples] float32 mono 16 kHz. Probes are fitted on those not ``held_out``."""
+    """One labelled clip: ``waveform`` [samples] float32 mono 16 kHz. Probes are fitted on those not ``held_out``.
+
+    ``name`` is what results are told apart by: the relative path of a recording.
+    """
 
     waveform: NDArray[np.float32]
     label: str
     held_out: bool
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class ProbeSet:
     starts: NDArray[np.int64]  # [clips]
     labels: NDArray[np.str_]  # [clips]
     held_out: NDArray[np.bool_]  # [clips]
+    names: NDArray[np.str_]  # [clips]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +60,20 @@ def probe_set(clips: Iterable[ProbeClip]) -> ProbeSet:
     pictures: list[Tensor] = []
     labels: list[str] = []
     held_out: list[bool] = []
+    names: list[str] = []
     for clip in clips:
         pictures.append(_log_mels(log_mel, clip.waveform))
         labels.append(clip.label)
         held_out.append(clip.held_out)
+        names.append(clip.name)
     held = np.array(held_out, dtype=np.bool_)
-    names = np.array(labels, dtype=np.str_)
+    classes = np.array(labels, dtype=np.str_)
     if not held.any():
         raise ConfigError("no labelled clip is held out: nothing to evaluate on")
-    if len(set(names[~held])) < 2:
+    if len(set(classes[~held])) < 2:
         raise ConfigError("the clips to train on have fewer than two labels: nothing to tell apart")
     starts = np.cumsum([0, *(len(picture) for picture in pictures[:-1])])
-    return ProbeSet(torch.cat(pictures), starts, names, held)
+    return ProbeSet(torch.cat(pictures), starts, classes, held, np.array(names, dtype=np.str_))
 
 
 def read_probe_clips(split: Split, unreadable: Callable[[Unreadable], None]) -> Iterator[ProbeClip]:
@@ -86,7 +93,7 @@ def read_probe_clips(split: Split, unreadable: Callable[[Unreadable], None]) -> 
             except AudioFileError as error:
                 unreadable(Unreadable(clip.relative, error.why))
                 continue
-            yield ProbeClip(waveform, clip.label, held_out)
+            yield ProbeClip(waveform, clip.label, held_out, clip.relative)
 
 
 def _log_mels(log_mel: LogMel, waveform: NDArray[np.float32]) -> Tensor:

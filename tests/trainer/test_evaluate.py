@@ -16,17 +16,15 @@ from common.log_mel import WINDOW_SAMPLES, LogMel
 from trainer.checkpoint import Checkpoint, save
 from trainer.dataset import find_clips, hold_out
 from trainer.evaluate import (
-    Scores,
     evaluate_encoder,
-    evaluate_encoders,
     evaluate_untrained,
     features,
     main,
-    mean_scores,
     restore_encoder,
     window_embeddings,
 )
 from trainer.probe_set import ProbeClip, ProbeSet, Unreadable, probe_set, read_probe_clips
+from trainer.probes import mean_scores
 
 RATE_HZ = 16_000
 
@@ -43,7 +41,7 @@ def _clips(count: int = 30) -> Iterator[ProbeClip]:
     rng = np.random.default_rng(0)
     for i in range(count):
         label = ("low", "high", "noise")[i % 3]
-        yield ProbeClip(_sound(label, rng), label, held_out=i % 5 == 0)
+        yield ProbeClip(_sound(label, rng), label, held_out=i % 5 == 0, name=f"{label}/{i:02}.wav")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +70,9 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_windows_overlap_by_half_and_a_short_clip_is_repeated_to_one_window() -> None:
     rng = np.random.default_rng(0)
     long, short = _sound("low", rng, 5.0), _sound("high", rng, 0.3)
-    prepared = probe_set([ProbeClip(long, "a", True), ProbeClip(short, "a", False), ProbeClip(short, "b", False)])
+    prepared = probe_set(
+        [ProbeClip(long, "a", True, "1"), ProbeClip(short, "a", False, "2"), ProbeClip(short, "b", False, "3")]
+    )
     assert prepared.starts.tolist() == [0, 9, 10]
     log_mel = LogMel()
     for i in (0, 1, 8):
@@ -111,7 +111,7 @@ def test_sounds_that_are_easy_to_tell_apart_are(clips: ProbeSet) -> None:
 
 def test_shuffled_labels_cannot_be_told_apart(clips: ProbeSet) -> None:
     labels = np.random.default_rng(0).permutation(np.array(["x", "y"] * 15))
-    shuffled = ProbeSet(clips.log_mels, clips.starts, labels, np.arange(30) >= 15)
+    shuffled = ProbeSet(clips.log_mels, clips.starts, labels, np.arange(30) >= 15, clips.names)
     scores = evaluate_encoder(build_encoder("mobile", seed=0), shuffled)
     assert scores.linear < 0.8
 
@@ -122,30 +122,32 @@ def test_held_out_clips_do_not_influence_what_is_fitted(clips: ProbeSet) -> None
     last_held = int(np.flatnonzero(clips.held_out)[-1])
     start = int(clips.starts[last_held])
     kept[start : start + 3] = 4.0
-    changed = evaluate_encoder(encoder, ProbeSet(kept, clips.starts, clips.labels, clips.held_out))
+    changed = evaluate_encoder(encoder, ProbeSet(kept, clips.starts, clips.labels, clips.held_out, clips.names))
     scores = evaluate_encoder(encoder, clips)
     assert abs(changed.linear - scores.linear) <= 1 / 6 + 1e-9, "at most the changed clip itself"
 
 
-def test_several_encoders_share_the_log_mels_and_scores_repeat(clips: ProbeSet) -> None:
-    encoders = {"a": build_encoder("mobile", seed=0), "b": build_encoder("mobile", seed=1)}
-    scores = evaluate_encoders(encoders, clips)
-    assert scores == evaluate_encoders(encoders, clips)
-    assert scores["a"].effective_rank != scores["b"].effective_rank
+def test_scores_repeat_and_every_held_out_clip_has_its_own_result(clips: ProbeSet) -> None:
+    encoder = build_encoder("mobile", seed=0)
+    scores = evaluate_encoder(encoder, clips)
+    assert scores == evaluate_encoder(encoder, clips)
+    assert scores.names == ("low/00.wav", "noise/05.wav", "high/10.wav", "low/15.wav", "noise/20.wav", "high/25.wav")
+    assert len(scores.linear_hits) == len(scores.knn_hits) == 6
+    assert np.mean(scores.linear_hits) == scores.linear
+    assert np.mean(scores.knn_hits) == scores.knn
 
 
 def test_the_untrained_figure_is_the_mean_over_initialisations(clips: ProbeSet) -> None:
     alone = [evaluate_encoder(build_encoder("mobile", seed), clips) for seed in (4, 5)]
     assert evaluate_untrained("mobile", clips, seed=4, count=2) == mean_scores(alone)
-    assert mean_scores([Scores(0.5, 0.25, 9, 3, 4.0), Scores(1.0, 0.75, 9, 3, 6.0)]) == Scores(0.75, 0.5, 9, 3, 5.0)
 
 
 def test_without_labels_held_out_clips_or_two_classes_there_is_nothing_to_evaluate(tmp_path: Path) -> None:
     sound = _sound("low", np.random.default_rng(0))
     with pytest.raises(ConfigError, match="no labelled clip is held out"):
-        probe_set([ProbeClip(sound, "a", False), ProbeClip(sound, "b", False)])
+        probe_set([ProbeClip(sound, "a", False, "1"), ProbeClip(sound, "b", False, "2")])
     with pytest.raises(ConfigError, match="fewer than two labels"):
-        probe_set([ProbeClip(sound, "a", False), ProbeClip(sound, "b", True)])
+        probe_set([ProbeClip(sound, "a", False, "1"), ProbeClip(sound, "b", True, "2")])
     for i in range(3):
         soundfile.write(tmp_path / f"{i}.wav", sound, RATE_HZ)
     with pytest.raises(ConfigError, match="no labels"):
@@ -180,6 +182,8 @@ def test_the_command_ends_with_one_line_of_json(
     assert (result["run"], result["weights_version"], result["windows"]) == ("run-1", 7, 560)
     assert (result["trained"]["clips"], result["trained"]["held_out"]) == (16, 8)
     assert 0.0 <= result["untrained"]["linear"] <= 1.0
+    assert len(result["trained"]["names"]) == len(result["trained"]["knn_hits"]) == 8
+    assert result["trained"]["names"] == sorted(result["trained"]["names"])
     assert result["unreadable"] == [{"path": "high/2-998-A.wav", "why": "is empty"}]
     assert "left out: high/2-998-A.wav: is empty" in lines
 
