@@ -64,7 +64,10 @@ class TrainerConfig(Settings):
     )
     threads: int = Field(default=1, ge=1, le=256, description="Threads torch may use in the training thread.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the first weights and of everything random.")
-    learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, at both ends.")
+    learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, of the trainer.")
+    device_rate_share: Number = Field(
+        default=1.0, gt=0, le=1, description="What part of the trainer's learning rate the devices use."
+    )
     schedule: Literal["anneal", "constant"] = Field(
         default="constant",
         description="anneal: one cycle over budget_windows; constant: for continuous use.",

@@ -25,6 +25,7 @@ from common.split import block_state, names
 from common.topics import Kind, Topics
 from trainer import checkpoint
 from trainer.answering import Answering
+from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher
 from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
@@ -112,6 +113,7 @@ def _state(settings: TrainerConfig, compute: torch.device) -> State:
         ),
         MixtureMemory(seed=settings.seed).to(compute),
         directions=torch.Generator().manual_seed(settings.seed),
+        averaged=AveragedEncoder() if settings.schedule == "constant" else None,
         rounding=torch.Generator().manual_seed(settings.seed + 1),
         negatives=torch.Generator().manual_seed(settings.seed + 2),
     )
@@ -161,6 +163,7 @@ def _loop(
             peak=settings.learning_rate,
             budget_windows=settings.budget_windows,
         ),
+        device_rate_share=settings.device_rate_share,
         embedding_ms_p95=answering.embedding_ms_p95,
         steps=progress.steps,
         windows=progress.windows,
@@ -180,6 +183,7 @@ def _loop(
         topics=topics,
         encoder=encoder,
         mixture=state.mixture,
+        averaged=state.averaged,
         answering=answering,
         registry=Registry(fingerprint=fingerprint),
         batcher=Batcher(

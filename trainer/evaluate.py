@@ -74,14 +74,15 @@ def evaluate_untrained(encoder_name: str, clips: ProbeSet, *, seed: int, count: 
 
 
 def restore_encoder(checkpoint: Checkpoint) -> Encoder:
-    """Build the checkpoint's encoder with its weights.
+    """Build the checkpoint's encoder with its weights, averaged ones where it has them (`trainer.averaging`).
 
     Raises:
         ConfigError: an encoder this version does not know, or weights that do not fit it.
     """
     try:
         encoder = build_encoder(checkpoint.encoder_name, seed=0)
-        encoder.load_state_dict(checkpoint.encoder)
+        averaged: Any = checkpoint.state.get("averaged")
+        encoder.load_state_dict(averaged["weights"] if averaged else checkpoint.encoder)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the checkpoint's encoder {checkpoint.encoder_name!r} cannot be restored: {error}"

@@ -20,6 +20,7 @@ from common.mixture_memory import MixtureMemory
 from common.split import load_block
 from common.topics import Topics
 from trainer.answering import Answering, Control, Inbox, Snapshot
+from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher, Part
 from trainer.collapse_guard import CollapseGuard
 from trainer.merging import MergePlan
@@ -54,6 +55,7 @@ class TrainerLoop:
         topics: Topics,
         encoder: Encoder,
         mixture: MixtureMemory,
+        averaged: AveragedEncoder | None,
         answering: Answering,
         registry: Registry,
         batcher: Batcher,
@@ -72,6 +74,7 @@ class TrainerLoop:
         self._topics = topics
         self._encoder = encoder
         self._mixture = mixture
+        self._averaged = averaged
         self._answering = answering
         self._registry = registry
         self._batcher = batcher
@@ -173,6 +176,8 @@ class TrainerLoop:
         verdict = self._guard.accepts(candidate)
         if verdict.ok:
             self._ledger.commit(merged)
+            if self._averaged is not None:
+                self._averaged.update(self._encoder)
         else:
             LOG.error("merge refused, the last good weights stay: %s", verdict.reason)
             self._ledger.refuse()

@@ -12,16 +12,18 @@ import torch
 from common.block_optimizer import BlockOptimizers
 from common.encoder import Encoder
 from common.mixture_memory import MixtureMemory
+from trainer.averaging import AveragedEncoder
 from trainer.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The objects that training changes."""
+    """The objects that training changes; ``averaged``: only with a constant learning rate."""
 
     encoder: Encoder
     optimizers: BlockOptimizers
     mixture: MixtureMemory
+    averaged: AveragedEncoder | None
     directions: torch.Generator
     rounding: torch.Generator
     negatives: torch.Generator
@@ -69,6 +71,8 @@ def to_checkpoint(
         "ranks": list(ranks),
         "merged": dict(merged),
     }
+    if state.averaged is not None:
+        rest["averaged"] = state.averaged.state_dict()
     return Checkpoint(
         run=run,
         fingerprint=fingerprint,
@@ -91,5 +95,7 @@ def restore(saved: Checkpoint, state: State) -> Progress:
     state.rounding.set_state(rest["rounding"])
     if "negatives" in rest:  # not in checkpoints from before there were any
         state.negatives.set_state(rest["negatives"])
+    if state.averaged is not None and "averaged" in rest:
+        state.averaged.load_state_dict(rest["averaged"], state.encoder)
     merged = {device: (boot, seq) for device, (boot, seq) in rest["merged"].items()}
     return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]), merged)

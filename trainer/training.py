@@ -39,6 +39,7 @@ class Training:
         gradient_codec: Codec,
         rounding: torch.Generator,
         learning_rate_at: Callable[[int], float],
+        device_rate_share: float,
         embedding_ms_p95: Callable[[], float | None],
         steps: int,
         windows: int,
@@ -53,6 +54,7 @@ class Training:
         self._gradient_codec = gradient_codec
         self._rounding = rounding
         self._learning_rate_at = learning_rate_at
+        self._device_rate_share = device_rate_share
         self._embedding_ms_p95 = embedding_ms_p95
         self.steps = steps
         self.windows = windows
@@ -63,7 +65,7 @@ class Training:
         learning_rate = self._learning_rate_at(self.windows)
         result = self._server_step.run(batch, learning_rate=learning_rate)
         asking = self._plan.closed({part.device for part in batch}, now_s=started_s)
-        error = self._answer(batch, result, learning_rate, asking)
+        error = self._answer(batch, result, self._device_rate_share * learning_rate, asking)
         seconds = time.monotonic() - started_s
         self._ledger.count(batch)
         self._mixture.update(result.projections[0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -10,6 +11,7 @@ from common.mixture_memory import MixtureMemory
 from common.split import block_state, names
 from tests.published import FINGERPRINT, same
 from trainer import checkpoint
+from trainer.averaging import AveragedEncoder
 from trainer.resume import State, fresh_run, restore, to_checkpoint
 
 MERGED = {"pi-1": ("a" * 16, 7), "pi-2": ("b" * 16, 0)}
@@ -19,7 +21,7 @@ def state(seed: int) -> State:
     encoder = build_encoder("mobile", seed=seed)
     optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=0.01, warmup_steps=4)
     generators = [torch.Generator().manual_seed(seed + offset) for offset in (1, 2, 3)]
-    return State(encoder, optimizers, MixtureMemory(seed=seed), *generators)
+    return State(encoder, optimizers, MixtureMemory(seed=seed), AveragedEncoder(), *generators)
 
 
 def train(one: State, steps: int) -> None:
@@ -31,6 +33,8 @@ def train(one: State, steps: int) -> None:
         (z * target).sum().backward()
         one.optimizers.step(names(one.encoder), 1e-3)
         one.mixture.update(z.detach())
+        assert one.averaged is not None
+        one.averaged.update(one.encoder)
 
 
 def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
@@ -51,6 +55,11 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) ->
     for name in names(straight.encoder):
         assert same(block_state(resumed.encoder, name), block_state(straight.encoder, name))
     assert same(dict(resumed.mixture.state_dict()), dict(straight.mixture.state_dict()))
+    assert straight.averaged is not None
+    assert resumed.averaged is not None
+    once, again = straight.averaged.state_dict(), resumed.averaged.state_dict()
+    assert once["merges"] == again["merges"] == 5
+    assert same(cast("dict[str, torch.Tensor]", once["weights"]), cast("dict[str, torch.Tensor]", again["weights"]))
     assert torch.equal(resumed.directions.get_state(), straight.directions.get_state())
     assert torch.equal(resumed.negatives.get_state(), straight.negatives.get_state())
 
