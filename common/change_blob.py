@@ -8,7 +8,7 @@ import msgpack
 from torch import Tensor
 
 from common.errors import MessageError
-from common.state_blob import WeightsDtype, pack_state, unpack_state
+from common.packed_change import ChangeCodec, pack_change, unpack_change
 
 State = dict[str, Tensor]
 LONGEST_NAME_BYTES = 64
@@ -19,9 +19,9 @@ def most_bytes(expected: Mapping[str, State]) -> int:
     return sum(1024 + sum(512 + 4 * tensor.numel() for tensor in state.values()) for state in expected.values())
 
 
-def pack_blocks(blocks: Mapping[str, State], dtype: WeightsDtype) -> bytes:
+def pack_blocks(blocks: Mapping[str, State], codec: ChangeCodec) -> bytes:
     """Pack ``{block name: {parameter: tensor}}``; the order of the names is kept."""
-    packed: bytes = msgpack.packb({name: pack_state(state, dtype) for name, state in blocks.items()})
+    packed: bytes = msgpack.packb({name: pack_change(state, codec) for name, state in blocks.items()})
     return packed
 
 
@@ -49,6 +49,6 @@ def unpack_blocks(blob: bytes, expected: Mapping[str, State]) -> dict[str, State
     if unknown:
         raise MessageError(f"change of blocks: unknown block {unknown[0]!r}, known are {', '.join(expected)}")
     return {
-        name: unpack_state(state, {key: tensor.shape for key, tensor in expected[name].items()})
+        name: unpack_change(state, {key: tensor.shape for key, tensor in expected[name].items()})
         for name, state in raw.items()
     }

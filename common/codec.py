@@ -149,7 +149,7 @@ def encode(tensor: Tensor, codec: Codec, generator: torch.Generator | None = Non
         codes = quantise(groups, low, step, last_code, generator)
         data = codes.tobytes() if codec.dtype == "int8" else pack_nibbles(codes)
     if codec.entropy == "zlib":
-        data = _compress(data)
+        data = compress(data)
     return EncodedTensor(str(codec), shape, scale, data)
 
 
@@ -162,7 +162,7 @@ def decode(encoded: EncodedTensor, limits: Limits = Limits()) -> Tensor:  # noqa
     codec, shape = encoded.check(limits), encoded.shape
     data = encoded.data
     if codec.entropy == "zlib":
-        data = _decompress(data, codec.data_bytes(shape))
+        data = decompress(data, codec.data_bytes(shape))
     if codec.dtype in FLOAT_TYPES:
         values = np.frombuffer(data, FLOAT_TYPES[codec.dtype]).astype(np.float32)
     else:
@@ -224,13 +224,18 @@ def _float_bytes(values: Floats, dtype: str) -> bytes:
     return data
 
 
-def _compress(data: bytes) -> bytes:
+def compress(data: bytes) -> bytes:
     """DEFLATE without its search for repetitions: quantised activations have skewed values but no repetitions."""
     stream = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     return stream.compress(data) + stream.flush()
 
 
-def _decompress(data: bytes, size_bytes: int) -> bytes:
+def decompress(data: bytes, size_bytes: int) -> bytes:
+    """The ``size_bytes`` bytes that `compress` was given.
+
+    Raises:
+        MessageError: damaged, or of another size; a bomb is not unpacked.
+    """
     stream = zlib.decompressobj(-15)
     try:
         plain = stream.decompress(data, size_bytes + 1)

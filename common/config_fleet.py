@@ -93,7 +93,11 @@ class FleetConfig(Settings):
         default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer at both ends.")
-    weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format in which weights travel.")
+    weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format of the whole weights.")
+    change_codec: Literal["fp32", "fp16", "int8", "int4"] = Field(
+        default="int4",
+        description="Number format of the changes that devices send; what it rounds away goes with the next change.",
+    )
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=65_536, le=268_435_455, description="Largest MQTT message accepted, in bytes."
     )

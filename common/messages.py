@@ -139,12 +139,15 @@ class Telemetry:
 @message("update", max_bytes=CHUNK_BYTES)
 @dataclass(frozen=True, slots=True)
 class UpdateChunk:
-    """One chunk of the change of a device's blocks since ``base_version``; ``digest`` is of the whole change."""
+    """One chunk of the change of a device's blocks since ``base_version`` of ``run``; ``digest`` is of the whole one.
 
+    ``local_windows``: on how many windows that were never sent it was learned, besides those that were answered.
+    """
+
+    run: ShortText
     boot: Boot
     seq: Counter
     base_version: Counter
-    windows: Counter
     local_windows: Counter
     digest: Digest
     index: Index

@@ -117,7 +117,13 @@ def _loop(
         weight_decay=fleet.optimizer.weight_decay,
         warmup_steps=fleet.optimizer.warmup_steps,
     )
-    replica = Replica(encoder, device=identity.device, boot=identity.boot, dtype=fleet.weights_codec)
+    replica = Replica(
+        encoder,
+        device=identity.device,
+        boot=identity.boot,
+        dtype=fleet.weights_codec,
+        change_codec=fleet.change_codec,
+    )
     mailbox = Mailbox(
         link,
         topics,

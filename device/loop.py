@@ -239,7 +239,7 @@ class DeviceLoop:
                 segments=[one.segment for one in batch],
                 times_s=[one.time_s for one in batch],
             )
-        self._replica.trained(names(self._encoder), windows=0, local_windows=len(batch))
+        self._replica.trained(names(self._encoder), local_windows=len(batch))
         counters = self._link.counters()
         self._journal.local_step(
             windows=len(batch), loss=loss, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down
@@ -315,7 +315,7 @@ class DeviceLoop:
         with self._computing():
             moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
         if moved:
-            self._replica.trained(moved, windows=len(exchange.gradients))
+            self._replica.trained(moved)
             # What local steps had taken over beyond the cut is the trainer's again.
             self._optimizers.release([name for name in self._optimizers.taken if name not in moved])
         self._senses.step_over(exchange)

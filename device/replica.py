@@ -18,6 +18,7 @@ from common.codec import digest
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.messages import Manifest, WeightsChunk
+from common.packed_change import ChangeCodec
 from common.split import block_state, load_block, names
 from common.state_blob import WeightsDtype, unpack_state
 from device.weights_file import SentChange, StoredWeights
@@ -28,11 +29,11 @@ SENT_KEPT = 4  # updates of which a manifest may still speak; one a merge is nor
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was learned here since ``base_version``, packed for the wire."""
+    """What was learned here since ``base_version`` of ``run``, packed for the wire."""
 
+    run: str
     seq: int
     base_version: int
-    windows: int
     local_windows: int
     blob: bytes
 
@@ -40,11 +41,14 @@ class Change:
 class Replica:
     """Weights on one device. Only the main thread touches it."""
 
-    def __init__(self, encoder: Encoder, *, device: str, boot: str, dtype: WeightsDtype) -> None:
+    def __init__(
+        self, encoder: Encoder, *, device: str, boot: str, dtype: WeightsDtype, change_codec: ChangeCodec
+    ) -> None:
         self._encoder = encoder
         self._device = device
         self._boot = boot
         self._dtype: WeightsDtype = dtype
+        self._change_codec: ChangeCodec = change_codec
         self._assemblers: dict[str, Assembler] = {}
         self._arrived: dict[str, tuple[str, bytes]] = {}  # name -> digest, bytes: complete, not applied yet
         self._held: dict[str, str] = {}  # name -> digest of the bytes its base was made from
@@ -56,7 +60,6 @@ class Replica:
         self._seq = 0
         self.version = -1
         self.run = ""
-        self.windows = 0
         self.local_windows = 0
 
     def offer_chunk(self, chunk: WeightsChunk) -> None:
@@ -141,7 +144,7 @@ class Replica:
             load_block(self._encoder, name, base)
         self._sent.clear()
         self._trained.clear()
-        self.windows = self.local_windows = 0
+        self.local_windows = 0
 
     def _unpack(self, name: str) -> State:
         shapes = {key: value.shape for key, value in block_state(self._encoder, name).items()}
@@ -158,7 +161,6 @@ class Replica:
         sent = self._sent[merged]
         while merged in self._sent:
             self._sent.popitem(last=False)
-        self.windows -= sent.windows
         self.local_windows -= sent.local_windows
         return sent.blocks
 
@@ -179,10 +181,9 @@ class Replica:
         self._base[name] = target
         load_block(self._encoder, name, {key: target[key] + unsent[key] for key in local})
 
-    def trained(self, blocks: Iterable[str], *, windows: int, local_windows: int = 0) -> None:
-        """Note that an optimizer step moved ``blocks`` here."""
+    def trained(self, blocks: Iterable[str], *, local_windows: int = 0) -> None:
+        """Note that an optimizer step moved ``blocks`` here; windows that were answered are the trainer's to count."""
         self._trained.update(blocks)
-        self.windows += windows
         self.local_windows += local_windows
 
     def change(self) -> Change | None:
@@ -191,12 +192,12 @@ class Replica:
         if not changed:
             return None
         blocks = self._unsent(sorted(changed))
-        blob = pack_blocks(blocks, self._dtype)
+        blob = pack_blocks(blocks, self._change_codec)
         self._seq += 1
         self._trained.clear()
         arriving = unpack_blocks(blob, blocks)
-        self._remember(SentChange(self._boot, self._seq, arriving, self.windows, self.local_windows))
-        return Change(self._seq, self.version, self.windows, self.local_windows, blob)
+        self._remember(SentChange(self._boot, self._seq, arriving, self.local_windows))
+        return Change(self.run, self._seq, self.version, self.local_windows, blob)
 
     def _remember(self, sent: SentChange) -> None:
         self._sent[sent.boot, sent.seq] = sent
@@ -220,7 +221,6 @@ class Replica:
             version=self.version,
             base=self._base,
             change=self._unsent(sorted(self._changed())),
-            windows=self.windows,
             local_windows=self.local_windows,
             sent=tuple(self._sent.values()),
         )
@@ -234,5 +234,5 @@ class Replica:
         self._trained = set(stored.change)
         for sent in stored.sent:
             self._remember(sent)
-        self.windows, self.local_windows = stored.windows, stored.local_windows
+        self.local_windows = stored.local_windows
         self.run, self.version = stored.run, stored.version

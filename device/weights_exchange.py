@@ -90,10 +90,10 @@ class WeightsExchange:
         whole = digest(change.blob)
         for index, data in enumerate(chunks):
             chunk = messages.UpdateChunk(
+                run=change.run,
                 boot=self._boot,
                 seq=change.seq,
                 base_version=change.base_version,
-                windows=change.windows,
                 local_windows=change.local_windows,
                 digest=whole,
                 index=index,

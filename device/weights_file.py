@@ -6,16 +6,16 @@ One file, replaced atomically: a power cut leaves the old one or the new one, ne
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
 
+from common.atomic_file import write_atomically
 from common.change_blob import State, pack_blocks, unpack_blocks
 from common.errors import MessageError
 
-FILE_VERSION = 3
+FILE_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,6 @@ class SentChange:
     boot: str
     seq: int
     blocks: dict[str, State]
-    windows: int
     local_windows: int
 
 
@@ -36,21 +35,20 @@ class SentChange:
 class StoredWeights:
     """What the file holds: the fleet's weights at ``version`` of ``run`` and the change learned here since.
 
-    ``windows``, ``local_windows``: on how many the change was learned. ``sent``, oldest first: what of the change was
-    published and may have been merged while the device was away.
+    ``local_windows``: on how many windows that were never sent the change was learned. ``sent``, oldest first: what of
+    the change was published and may have been merged while the device was away.
     """
 
     run: str
     version: int
     base: dict[str, State]
     change: dict[str, State]
-    windows: int = 0
     local_windows: int = 0
     sent: tuple[SentChange, ...] = ()
 
 
 def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
-    """Write atomically: temporary file, fsync, rename."""
+    """Write at once and whole; the folder is made if absent."""
     body = msgpack.packb(
         {
             "file": FILE_VERSION,
@@ -59,20 +57,12 @@ def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
             "version": stored.version,
             "base": pack_blocks(stored.base, "fp32"),
             "change": pack_blocks(stored.change, "fp32"),
-            "windows": (stored.windows, stored.local_windows),
-            "sent": [
-                (one.boot, one.seq, pack_blocks(one.blocks, "fp32"), one.windows, one.local_windows)
-                for one in stored.sent
-            ],
+            "local_windows": stored.local_windows,
+            "sent": [(one.boot, one.seq, pack_blocks(one.blocks, "fp32"), one.local_windows) for one in stored.sent],
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        file.write(hashlib.sha256(body).digest() + body)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, hashlib.sha256(body).digest() + body)
 
 
 def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWeights | None:
@@ -91,8 +81,7 @@ def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWei
         return None
     base, change = unpack_blocks(content["base"], shapes), unpack_blocks(content["change"], shapes)
     sent = tuple(
-        SentChange(boot, seq, unpack_blocks(blob, shapes), windows, local_windows)
-        for boot, seq, blob, windows, local_windows in content["sent"]
+        SentChange(boot, seq, unpack_blocks(blob, shapes), local_windows)
+        for boot, seq, blob, local_windows in content["sent"]
     )
-    windows, local_windows = content["windows"]
-    return StoredWeights(content["run"], content["version"], base, change, windows, local_windows, sent)
+    return StoredWeights(content["run"], content["version"], base, change, content["local_windows"], sent)

@@ -105,7 +105,7 @@ class GoldenDevice:
         self.encoder = encoder
         self.link = FakeLink()
         self.client_step = ClientStep(encoder, optimizers)
-        self.replica = Replica(encoder, device=name, boot=self.boot, dtype="fp32")
+        self.replica = Replica(encoder, device=name, boot=self.boot, dtype="fp32", change_codec="fp32")
         self.mailbox = Mailbox(
             self.link.as_link,
             topics,
@@ -157,7 +157,7 @@ class GoldenDevice:
         self.mailbox.drain(self.exchange, 0.0)
         exchange = self.exchange
         moved = self.client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
-        self.replica.trained(moved, windows=len(exchange.gradients))
+        self.replica.trained(moved)
         self.exchange = Exchange(exchange.step + 1, timeout_s=10.0, grace_s=1.0)
         return moved
 
@@ -224,7 +224,9 @@ class Fleet:
             directions=torch.Generator().manual_seed(DIRECTIONS_SEED),
             compute=cpu,
         )
-        self._updates = Updates({name: block_state(self.encoder, name) for name in names(self.encoder)}, compute=cpu)
+        self._updates = Updates(
+            {name: block_state(self.encoder, name) for name in names(self.encoder)}, run=RUN, compute=cpu
+        )
         self._publisher = Publisher(self.link.as_link, self.topics, run=RUN, fingerprint=FINGERPRINT, dtype="fp32")
         self.devices = {
             name: self._device(name, encoder_name, kind, weight_decay, activations_codec) for name in devices

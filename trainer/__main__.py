@@ -192,7 +192,9 @@ def _loop(
             expected_devices=settings.expected_devices if lockstep else 0,
         ),
         training=training,
-        updates=Updates({name: block_state(encoder, name) for name in names(encoder)}, compute=compute),
+        updates=Updates(
+            {name: block_state(encoder, name) for name in names(encoder)}, run=progress.run, compute=compute
+        ),
         ledger=ledger,
         plan=plan,
         guard=guard,

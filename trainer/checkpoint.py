@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.atomic_file import SUFFIX, write_atomically
 from common.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **_plain(content, "checkpoint")}, buffer)
-    _write_atomically(path, buffer.getvalue())
+    for stale in directory.glob("checkpoint-*" + SUFFIX):  # left by a kill between write and rename
+        stale.unlink()
+    write_atomically(path, buffer.getvalue())
     for old in _oldest_first(directory)[:-KEEP]:
         old.unlink()
     return path
@@ -152,27 +154,6 @@ def _check_sums(path: Path) -> None:
 
 def _oldest_first(directory: Path) -> list[Path]:
     return sorted(directory.glob(_PATTERN))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    for stale in path.parent.glob("checkpoint-*.tmp"):  # left by a kill between write and rename
-        stale.unlink()
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _fsync_folder(path.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    # The rename itself is only on the disk once the folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(value: object, where: str) -> Any:

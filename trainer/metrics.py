@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from common.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -134,12 +135,7 @@ def _truncate(path: Path, next_step: int) -> None:
     kept = b"".join(line for values, line in _lines(content) if values["step"] < next_step)
     if kept == content:
         return
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, kept)
 
 
 def _metrics(values: dict[str, Any]) -> StepMetrics:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from common.atomic_file import write_atomically
 
 TENTH = 10
 """`first_last` compares the means of the first and the last tenth of a series."""
@@ -178,9 +179,7 @@ def plot(series: Series, path: Path) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_atomically(path, content)
 
 
 def _plain(value: Any) -> Any:

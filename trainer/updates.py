@@ -15,8 +15,9 @@ from trainer.weights import Contribution
 class Updates:
     """One assembler a device; a chunk of a newer change drops the older one's."""
 
-    def __init__(self, shapes: dict[str, State], *, compute: torch.device) -> None:
+    def __init__(self, shapes: dict[str, State], *, run: str, compute: torch.device) -> None:
         self._shapes = shapes
+        self._run = run
         self._compute = compute
         self._most_bytes = most_bytes(shapes)
         self._assemblers: dict[str, Assembler] = {}
@@ -29,8 +30,11 @@ class Updates:
         """Take one chunk; the whole change once it is complete.
 
         Raises:
-            MessageError: bytes that do not match their digest, unknown blocks, wrong shapes, NaN or infinity.
+            MessageError: a change of another run's weights, bytes that do not match their digest, unknown blocks, wrong
+                shapes, NaN or infinity.
         """
+        if chunk.run != self._run:
+            raise MessageError(f"update {chunk.seq} of {device}: a change of run {chunk.run!r}, this is {self._run!r}")
         assembler = self._assemblers.setdefault(device, Assembler(max_bytes=self._most_bytes))
         blob = assembler.add((chunk.boot, chunk.seq), chunk.index, chunk.count, chunk.data)
         if blob is None:

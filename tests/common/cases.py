@@ -73,7 +73,7 @@ def cases() -> dict[type[object], object]:
             gradient_ms=80.0,
             weights_version=9_000,
         ),
-        UpdateChunk(BOOT, 4, 8_990, 200, 16, DIGEST, 1, 2, bytes(range(64))),
+        UpdateChunk("20260101-1", BOOT, 4, 8_990, 16, DIGEST, 1, 2, bytes(range(64))),
         Embedding(BOOT, 70_000, 7, 9_001, 0.5, tensor("fp16", 1, 8)),
         Gradient(BOOT, 70_000, 7, "ok", "", 0.75, 0.001, True, tensor("int4-channel", 2, 4, 4, 6)),
         SplitterUpdate(6, 5, (3, 4, 5, 8)),

@@ -25,7 +25,7 @@ def test_the_largest_chunk_makes_no_message_above_the_budget() -> None:
     data = bytes(CHUNK_DATA_BYTES)
     largest = 2**53
     weights = WeightsChunk("ü" * 64, largest, "a" * 32, 65_534, 65_535, data)
-    update = UpdateChunk("f" * 16, largest, largest, largest, largest, "f" * 64, 65_534, 65_535, data)
+    update = UpdateChunk("ü" * 64, "f" * 16, largest, largest, largest, "f" * 64, 65_534, 65_535, data)
     assert max(len(encode(weights)), len(encode(update))) <= CHUNK_BYTES
 
 

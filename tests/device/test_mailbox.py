@@ -35,7 +35,7 @@ class Device:
     def __init__(self) -> None:
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=0)
-        self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32")
+        self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32", change_codec="fp32")
         self.mailbox = Mailbox(
             self.link.as_link,
             TOPICS,

@@ -6,13 +6,14 @@ import random
 from collections.abc import Iterable
 
 import pytest
+import torch
 
 from common.change_blob import State, unpack_blocks
 from common.encoder import Encoder, build_encoder
 from common.errors import MessageError
 from common.messages import ManifestEntry, WeightsChunk
-from common.split import block_state, client_names, names
-from common.state_blob import WeightsDtype
+from common.packed_change import ChangeCodec
+from common.split import block_state, client_names, load_block, names
 from device.replica import SENT_KEPT, Change, Replica
 from tests.published import Published, everywhere, furthest, learn, same
 
@@ -22,9 +23,9 @@ ULP = 2.4e-7  # two roundings of a normalisation's 1.0
 
 
 class Device:
-    def __init__(self, dtype: WeightsDtype = "fp32", *, boot: str = BOOT) -> None:
+    def __init__(self, codec: ChangeCodec = "fp32", *, boot: str = BOOT) -> None:
         self.encoder = build_encoder("mobile", seed=99)
-        self.replica = Replica(self.encoder, device="pi", boot=boot, dtype=dtype)
+        self.replica = Replica(self.encoder, device="pi", boot=boot, dtype="fp32", change_codec=codec)
 
     def receive(self, fleet: Published, blocks: Iterable[str] | None = None) -> None:
         for chunk in fleet.chunks(blocks):
@@ -35,9 +36,9 @@ class Device:
         self.receive(fleet)
         assert self.replica.apply(names(self.encoder))
 
-    def learn(self, value: float, blocks: Iterable[str] = NEEDED, windows: int = 8) -> None:
+    def learn(self, value: float, blocks: Iterable[str] = NEEDED, local_windows: int = 8) -> None:
         learn(self.encoder, value, blocks)
-        self.replica.trained(blocks, windows=windows)
+        self.replica.trained(blocks, local_windows=local_windows)
 
     def change(self) -> Change:
         change = self.replica.change()
@@ -200,23 +201,23 @@ def test_what_was_learned_and_not_sent_stays_on_top_of_a_new_version() -> None:
         learned = {key: value + 0.25 for key, value in fleet.state(name).items()}
         assert furthest(device.holds(name), learned) < ULP
     assert same(device.holds("5"), fleet.state("5"))
-    assert device.replica.windows == 8
+    assert device.replica.local_windows == 8
 
 
 def test_a_merged_change_is_subtracted_once_and_what_came_after_it_stays() -> None:
     fleet, device = Published(), Device()
     device.start(fleet)
-    device.learn(0.25, windows=8)
+    device.learn(0.25, local_windows=8)
     sent = device.change()
-    assert (sent.base_version, sent.windows, sent.local_windows) == (fleet.version, 8, 0)
-    device.learn(0.125, windows=4)
+    assert (sent.run, sent.base_version, sent.local_windows) == (fleet.run, fleet.version, 8)
+    device.learn(0.125, local_windows=4)
     fleet.next(device.blocks_of(sent), {"pi": (BOOT, sent.seq)})
     device.receive(fleet, NEEDED)
     assert device.replica.apply(NEEDED)
     for name in NEEDED:
         rest = {key: value + 0.125 for key, value in fleet.state(name).items()}
         assert furthest(device.holds(name), rest) < ULP
-    assert device.replica.windows == 4
+    assert device.replica.local_windows == 4
     fleet.next({}, {})
     device.receive(fleet, NEEDED)
     assert device.replica.apply(NEEDED)
@@ -251,6 +252,27 @@ def test_the_rounding_of_fp16_stays_in_the_unsent_change_and_travels_with_the_ne
     assert arrived + kept == pytest.approx(4 * third, abs=1e-6)
 
 
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
+def test_whatever_the_codec_rounds_away_arrives_with_a_later_change(codec: ChangeCodec) -> None:
+    fleet, device = Published(), Device(codec)
+    device.start(fleet)
+    start, generator = fleet.state("0"), torch.Generator().manual_seed(0)
+    learned = {key: torch.zeros_like(value) for key, value in start.items()}
+    for merge in range(6):
+        step = {key: 1e-2 * torch.randn(value.shape, generator=generator) for key, value in start.items()}
+        learned = {key: learned[key] + step[key] for key in step}
+        load_block(device.encoder, "0", {key: value + step[key] for key, value in device.holds("0").items()})
+        device.replica.trained(["0"])
+        sent = device.change()
+        fleet.next(device.blocks_of(sent), {"pi": (BOOT, sent.seq)})
+        device.receive(fleet)
+        assert device.replica.apply(NEEDED)
+        arrived = {key: value - start[key] for key, value in fleet.state("0").items()}
+        kept = {key: value - fleet.state("0")[key] for key, value in device.holds("0").items()}
+        assert furthest({key: arrived[key] + kept[key] for key in kept}, learned) < 3e-6
+        assert max(float(value.abs().max()) for value in kept.values()) < 1e-2, f"one rounding, not {merge + 1}"
+
+
 def test_a_block_that_is_no_longer_trained_travels_no_more_once_it_is_merged() -> None:
     fleet, device = Published(), Device("fp16")
     device.start(fleet)
@@ -276,7 +298,7 @@ def test_a_change_that_was_not_merged_is_sent_whole_again() -> None:
     assert sorted(blocks) == sorted(client_names(5)), "the block given up meanwhile as well"
     assert float(blocks["stem"]["1.bias"][0]) == pytest.approx(0.5, abs=1e-6)
     assert float(blocks["4"]["expand_norm.bias"][0]) == pytest.approx(0.25, abs=1e-6)
-    assert (second.windows, second.base_version) == (16, fleet.version)
+    assert (second.local_windows, second.base_version) == (16, fleet.version)
 
 
 def test_a_manifest_that_names_the_newer_of_two_changes_settles_both() -> None:
@@ -290,7 +312,7 @@ def test_a_manifest_that_names_the_newer_of_two_changes_settles_both() -> None:
     device.receive(fleet, NEEDED)
     assert device.replica.apply(NEEDED)
     assert all(furthest(device.holds(name), fleet.state(name)) < ULP for name in NEEDED)
-    assert (device.replica.change(), device.replica.windows) == (None, 0)
+    assert (device.replica.change(), device.replica.local_windows) == (None, 0)
 
 
 def test_a_device_that_missed_the_version_with_its_change_learns_of_it_from_a_later_one() -> None:
@@ -405,29 +427,28 @@ def test_a_change_sent_before_the_restart_and_merged_meanwhile_does_not_count_tw
 def test_whichever_of_two_changes_was_merged_while_the_device_was_away_counts_once(merged: int) -> None:
     fleet, device = Published(), Device()
     device.start(fleet)
-    device.learn(0.25, windows=8)
+    device.learn(0.25, local_windows=8)
     asked = device.change()
-    device.learn(0.125, windows=4)
+    device.learn(0.125, local_windows=4)
     sent = (asked, device.change())[merged]  # the second one as it leaves
     again = restarted(device)
-    assert again.replica.windows == 12
+    assert again.replica.local_windows == 12
     fleet.next(device.blocks_of(sent), {"pi": (BOOT, sent.seq)})
     again.receive(fleet, NEEDED)
     assert again.replica.apply(NEEDED)
     for name in NEEDED:
         rest = {key: value + (0.125, 0.0)[merged] for key, value in fleet.state(name).items()}
         assert furthest(again.holds(name), rest) < 2 * ULP
-    assert again.replica.windows == (4, 0)[merged]
+    assert again.replica.local_windows == (4, 0)[merged]
 
 
-def test_a_restart_still_knows_on_how_many_windows_it_learned() -> None:
+def test_a_restart_still_knows_on_how_many_windows_it_learned_alone() -> None:
     fleet, device = Published(), Device()
     device.start(fleet)
-    device.learn(0.25, windows=8)
+    device.learn(0.25, local_windows=8)
     learn(device.encoder, 0.125, names(device.encoder))
-    device.replica.trained(names(device.encoder), windows=0, local_windows=16)
-    change = restarted(device).change()
-    assert (change.windows, change.local_windows) == (8, 16)
+    device.replica.trained(names(device.encoder))
+    assert restarted(device).change().local_windows == 8
 
 
 def test_only_so_many_sent_changes_come_back_from_the_disk() -> None:

@@ -29,7 +29,7 @@ class Device:
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=99)
         self.path = path / "weights.bin"
-        self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32")
+        self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32", change_codec="fp32")
         self.weights = WeightsExchange(
             self.link.as_link,
             TOPICS,
@@ -167,15 +167,15 @@ def test_a_change_travels_in_chunks_that_make_the_whole_again(tmp_path: Path) ->
     device.start(fleet)
     assert not device.weights.publish_change(), "nothing was learned"
     learn(device.encoder, 0.25, EVERY)
-    device.replica.trained(EVERY, windows=0, local_windows=8)
+    device.replica.trained(EVERY, local_windows=8)
     assert device.weights.publish_change()
     published = device.link.take_published()
     chunks = [messages.decode(UpdateChunk, sent.payload) for sent in published]
     assert len(chunks) > 2
     assert [sent.topic for sent in published] == [TOPICS.update("pi", index) for index in range(len(chunks))]
     assert {sent.qos for sent in published} == {1}
-    assert {(c.boot, c.seq, c.base_version, c.windows, c.local_windows) for c in chunks} == {
-        (BOOT, 1, fleet.version, 0, 8)
+    assert {(c.run, c.boot, c.seq, c.base_version, c.local_windows) for c in chunks} == {
+        (fleet.run, BOOT, 1, fleet.version, 8)
     }
     random.Random(0).shuffle(chunks)
     assembler = Assembler()
@@ -204,7 +204,7 @@ def test_a_device_starts_again_from_its_disk(tmp_path: Path) -> None:
     fleet, device = Published(), Device(tmp_path)
     device.start(fleet)
     learn(device.encoder, 0.25, client_names(3))
-    device.replica.trained(client_names(3), windows=8)
+    device.replica.trained(client_names(3), local_windows=8)
     device.weights.publish_change()
     device.weights.save()
     again = Device(tmp_path)
@@ -212,7 +212,7 @@ def test_a_device_starts_again_from_its_disk(tmp_path: Path) -> None:
     assert again.replica.initialised
     assert (again.replica.version, again.replica.run) == (fleet.version, fleet.run)
     assert all(same(block_state(again.encoder, name), block_state(device.encoder, name)) for name in EVERY)
-    assert (again.replica.windows, len(again.replica.snapshot().sent)) == (8, 1)
+    assert (again.replica.local_windows, len(again.replica.snapshot().sent)) == (8, 1)
     assert again.weights.publish_change(), "whether it arrived is not known"
 
 

@@ -128,12 +128,12 @@ def attacks(fleet: Fleet, kind: Kind, rng: random.Random) -> Iterator[tuple[str,
         yield topic_of(fleet, kind, "a" if real else f"ghost-{rng.randrange(20)}", rng), made
 
 
-def change_of_a_ghost() -> messages.UpdateChunk:
+def change_of_a_ghost(run: str) -> messages.UpdateChunk:
     """A whole, correct change of a block, worth as many windows as a change can be, from a device that is not there."""
     encoder = build_encoder("mobile", seed=0)
     poison = {name: torch.full_like(value, 1e3) for name, value in block_state(encoder, "stem").items()}
     blob = pack_blocks({"stem": poison}, "fp16")
-    return messages.UpdateChunk(BOOT, 1, 0, 2**40, 2**40, digest(blob), 0, 1, blob)
+    return messages.UpdateChunk(run, BOOT, 1, 0, 2**40, digest(blob), 0, 1, blob)
 
 
 def well_formed(fleet: Fleet) -> list[tuple[str, bytes]]:
@@ -153,7 +153,7 @@ def well_formed(fleet: Fleet) -> list[tuple[str, bytes]]:
     made = [(topics.activations(device), messages.encode(one)) for one in odd_parts for device in ("a", "ghost")]
     patient = {**msgpack.unpackb(messages.encode(part)), "d": largest}
     made += [(topics.activations(device), msgpack.packb(patient)) for device in ("a", "ghost")]
-    made += [(topics.update("ghost", 0), messages.encode(change_of_a_ghost()))]
+    made += [(topics.update("ghost", 0), messages.encode(change_of_a_ghost(fleet.seen.manifests[-1].run)))]
     made += [(topics.gradient("a"), messages.encode(known[Kind.GRADIENT]))]
     made += [(topics.embedding("a"), messages.encode(known[Kind.EMBEDDING]))]
     for number in range(8):

@@ -143,7 +143,7 @@ def test_a_great_many_parts_are_all_answered_in_groups() -> None:
 def test_status_and_update_are_handed_on_in_order_and_not_answered() -> None:
     receiving = Receiving()
     status = DeviceStatus("ready", BOOT, 1, "0.1.0", "f" * 64, "", "", (5,))
-    chunk = UpdateChunk(BOOT, 1, 5, 8, 0, "0" * 64, 0, 1, b"x")
+    chunk = UpdateChunk("run-1", BOOT, 1, 5, 0, "0" * 64, 0, 1, b"x")
     handed_on = receiving.receive(control(TOPICS.status("pi"), status), control(TOPICS.update("pi", 0), chunk))
     assert all(isinstance(item, Control) for item in handed_on)
     assert [item.message for item in handed_on if isinstance(item, Control)] == [status, chunk]

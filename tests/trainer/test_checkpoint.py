@@ -73,12 +73,12 @@ def test_a_crash_between_write_and_rename_leaves_the_one_before(
         patch.setattr(Path, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, _checkpoint(2))
-    assert len(list(tmp_path.glob("*.tmp"))) == 1
+    assert len(list(tmp_path.glob("*.new"))) == 1
     resumed = load_latest(tmp_path, "f" * 64)
     assert resumed is not None
     assert resumed.weights_version == 1
     save(tmp_path, _checkpoint(3))
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.new"))
     assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".pt", ".pt"]
 
 

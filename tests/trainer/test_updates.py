@@ -15,6 +15,7 @@ from common.split import block_state, names
 from trainer.updates import Updates
 
 BOOT = "a" * 16
+RUN = "run-1"
 
 
 def shapes() -> dict[str, State]:
@@ -23,16 +24,22 @@ def shapes() -> dict[str, State]:
 
 
 def updates() -> Updates:
-    return Updates(shapes(), compute=torch.device("cpu"))
+    return Updates(shapes(), run=RUN, compute=torch.device("cpu"))
 
 
 def chunks(
-    blocks: dict[str, State], *, seq: int = 1, boot: str = BOOT, said: str | None = None, blob: bytes | None = None
+    blocks: dict[str, State],
+    *,
+    seq: int = 1,
+    boot: str = BOOT,
+    run: str = RUN,
+    said: str | None = None,
+    blob: bytes | None = None,
 ) -> list[UpdateChunk]:
     whole = pack_blocks(blocks, "fp32") if blob is None else blob
     pieces = split(whole)
     return [
-        UpdateChunk(boot, seq, 3, 8, 2, said or digest(whole), index, len(pieces), data)
+        UpdateChunk(run, boot, seq, 3, 2, said or digest(whole), index, len(pieces), data)
         for index, data in enumerate(pieces)
     ]
 
@@ -79,6 +86,12 @@ def test_bytes_that_do_not_match_their_digest_are_refused_and_the_next_change_is
     with pytest.raises(MessageError, match="update 1 of pi: the bytes do not match their digest"):
         taking.offer("pi", chunks(change, said="0" * 64)[0])
     assert taking.offer("pi", chunks(change, seq=2)[0]) is not None
+
+
+def test_a_change_of_another_run_is_refused_before_it_is_put_together() -> None:
+    change = {"stem": shapes()["stem"]}
+    with pytest.raises(MessageError, match="a change of run 'run-0', this is 'run-1'"):
+        updates().offer("pi", chunks(change, run="run-0")[0])
 
 
 def test_blocks_of_another_encoder_are_refused_by_name() -> None:
