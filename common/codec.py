@@ -1,4 +1,4 @@
-"""Tensors as bytes: fp32, fp16, int8 and int4 (`quantiser`), with optional entropy coding.
+"""Tensors as bytes: fp32, fp16, int8, int4 and ternary (`quantiser`), with optional entropy coding.
 
 The defaults are chosen by measurement: ``python -m tests.bench.codec``.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -18,16 +19,20 @@ from common.errors import MessageError
 from common.limits import Limits
 from common.message_fields import Most, blob, text, whole
 from common.quantiser import (
+    TRITS_PER_BYTE,
+    Codes,
     Floats,
     Scale,
     dequantise,
     group_count,
     measure_scale,
     pack_nibbles,
+    pack_trits,
     quantise,
     read_scale,
     scale_bytes,
     unpack_nibbles,
+    unpack_trits,
 )
 from common.state_blob import digest, pack_state, unpack_state
 
@@ -36,13 +41,16 @@ __all__ = [
     "digest", "encode", "pack_state", "quantisation_error", "rows", "unpack_state",
 ]  # fmt: skip
 
-Dtype = Literal["fp32", "fp16", "int8", "int4"]
+Dtype = Literal["fp32", "fp16", "int8", "int4", "ternary"]
 Entropy = Literal["none", "zlib"]
 
 FLOAT_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
-LAST_CODE = {"int8": 255, "int4": 15}
-BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
-ALLOWED = "fp32, fp16, int8 or int4; int8 and int4 then -sample (default) or -channel; then -none (default) or -zlib"
+LAST_CODE = {"int8": 255, "int4": 15, "ternary": 2}
+VALUES_PER_BYTE = {"fp32": 1 / 4, "fp16": 1 / 2, "int8": 1, "int4": 2, "ternary": TRITS_PER_BYTE}
+ALLOWED = (
+    "fp32, fp16, int8, int4 or ternary; int8 and int4 then -sample (default) or -channel; then -none (default) or -zlib"
+)
+SCALED = ("int8", "int4")  # three codes around zero need no scale per channel
 MAX_DIMENSIONS = 4
 MAX_DIMENSION = 2**22
 MAX_CODEC_CHARACTERS = 24
@@ -70,9 +78,9 @@ class Codec:
             ValueError: anything else; the text lists what is allowed.
         """
         dtype, *rest = text.split("-")
-        scale = rest.pop(0) if rest and rest[0] in get_args(Scale) and dtype in LAST_CODE else "sample"
+        scale = rest.pop(0) if rest and rest[0] in get_args(Scale) and dtype in SCALED else "sample"
         entropy = rest.pop(0) if rest and rest[0] in get_args(Entropy) else "none"
-        if dtype not in BITS or rest:
+        if dtype not in VALUES_PER_BYTE or rest:
             raise ValueError(f"{text!r} is no codec; allowed are {ALLOWED}")
         return cls(cast("Dtype", dtype), cast("Scale", scale), cast("Entropy", entropy))
 
@@ -86,7 +94,7 @@ class Codec:
 
     def data_bytes(self, shape: tuple[int, ...]) -> int:
         """The size of ``EncodedTensor.data`` for a shape before entropy coding."""
-        return (math.prod(shape) * BITS[self.dtype] + 7) // 8
+        return math.ceil(math.prod(shape) / VALUES_PER_BYTE[self.dtype])
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +137,8 @@ class EncodedTensor:
 
 
 def encode(tensor: Tensor, codec: Codec, generator: torch.Generator | None = None) -> EncodedTensor:
-    """Encode ``[N, ...]`` (1 to 4 dimensions). With a (CPU) generator, int8 and int4 round stochastically: without bias
-    inside the range, which at int4-sample cuts off a few extreme values.
+    """Encode ``[N, ...]`` (1 to 4 dimensions). With a (CPU) generator, integer codes round stochastically: without bias
+    inside the range, which at int4-sample and ternary cuts off a few extreme values.
 
     Raises:
         ValueError: an empty tensor, too many dimensions, or a value that is not finite in the codec's type.
@@ -147,7 +155,7 @@ def encode(tensor: Tensor, codec: Codec, generator: torch.Generator | None = Non
         scale = measure_scale(groups, codec.scale, last_code)
         low, step = read_scale(scale, codec.scale, shape[0], last_code)
         codes = quantise(groups, low, step, last_code, generator)
-        data = codes.tobytes() if codec.dtype == "int8" else pack_nibbles(codes)
+        data = PACK[codec.dtype](codes)
     if codec.entropy == "zlib":
         data = compress(data)
     return EncodedTensor(str(codec), shape, scale, data)
@@ -168,7 +176,7 @@ def decode(encoded: EncodedTensor, limits: Limits = Limits()) -> Tensor:  # noqa
     else:
         low, step = read_scale(encoded.scale, codec.scale, shape[0], LAST_CODE[codec.dtype])
         count = math.prod(shape)
-        codes = np.frombuffer(data, np.uint8) if codec.dtype == "int8" else unpack_nibbles(data, count)
+        codes = UNPACK[codec.dtype](data, count)
         values = dequantise(codes, low, step)
     if not np.isfinite(values).all():
         raise MessageError("data: a value is NaN or infinite")
@@ -213,6 +221,18 @@ def quantisation_error(original: Tensor, decoded: Tensor) -> float:
     if norm == 0:
         return 0.0 if difference == 0 else math.inf
     return difference / norm
+
+
+PACK: dict[str, Callable[[Codes], bytes]] = {
+    "int8": lambda codes: codes.tobytes(),
+    "int4": pack_nibbles,
+    "ternary": pack_trits,
+}
+UNPACK: dict[str, Callable[[bytes, int], Codes]] = {
+    "int8": lambda data, _: np.frombuffer(data, np.uint8),
+    "int4": unpack_nibbles,
+    "ternary": unpack_trits,
+}
 
 
 def _float_bytes(values: Floats, dtype: str) -> bytes:

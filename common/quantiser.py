@@ -1,4 +1,4 @@
-"""Values as 256 or 16 codes: ``low + step · code``, where ``low`` and ``step`` belong to a group of values.
+"""Values as 256, 16 or 3 codes: ``low + step · code``, where ``low`` and ``step`` belong to a group of values.
 
 - ``sample``: one group per sample; the scale holds ``low`` and ``step`` as float32. With 16 codes the ends of the range
   are cut off where that lowers the squared error (of `CLIPS` the best one per sample), because the few largest values
@@ -6,6 +6,8 @@
 - ``channel``: one group per channel, or per as many neighbouring channels as make `GROUP_VALUES` values. The scale
   holds per sample the lowest value and the 255th part of the range as float32, and then two bytes per group that place
   the group's own range inside it: half of what fp16 would need, and nothing underflows.
+- three codes, -1, 0 and 1 times `TERNARY_CLIP` standard deviations: rounded stochastically that is TernGrad (Wen et al.
+  2017), made for gradients, whose noise is averaged out over many windows. 1.6 bits a value before entropy coding.
 
 A range that need not lie around zero (rather than -7..7) costs nothing and halves the error of values after a ReLU.
 """
@@ -27,6 +29,9 @@ Codes = npt.NDArray[np.uint8]
 
 GROUP_VALUES = 24
 CLIP_STRIDE = 5  # every fifth value tells the ranges apart as well as all do, at a fifth of the cost
+TERNARY_CLIP = 2.5  # as TernGrad
+TRITS_PER_BYTE = 5  # 3^5 = 243
+_POWERS = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.int64)
 CLIPS = (3.25, 4.5)  # standard deviations around the mean; the whole range is always tried as well
 
 
@@ -57,6 +62,11 @@ def measure_scale(groups: Floats, scale: Scale, last_code: int) -> bytes:
             raise ValueError("a value, or the range of a sample, is not finite in float32")
         if scale == "channel":
             return _place_ranges(low, high)
+        if last_code == 2:
+            high = np.float32(TERNARY_CLIP) * np.sqrt(np.square(groups, dtype=np.float64).mean(axis=2)).astype(
+                np.float32
+            )
+            low = -high
         if last_code == 15:
             low, high = _clip(groups, low, high, last_code)
     return np.concatenate([low, (high - low) / np.float32(last_code)], axis=1).astype("<f4").tobytes()
@@ -118,6 +128,27 @@ def unpack_nibbles(data: bytes, count: int) -> Codes:
     if count % 2 and packed[-1] > 15:
         raise MessageError("data: the unused half of the last byte is not zero")
     return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
+
+
+def pack_trits(codes: Codes) -> bytes:
+    """Five codes of 0 to 2 a byte, the first counting least; the last byte is filled up with 0."""
+    filled = np.concatenate([codes, np.zeros(-codes.size % TRITS_PER_BYTE, np.uint8)])
+    return (filled.reshape(-1, TRITS_PER_BYTE) @ _POWERS).astype(np.uint8).tobytes()
+
+
+def unpack_trits(data: bytes, count: int) -> Codes:
+    """The ``count`` codes of `pack_trits`.
+
+    Raises:
+        MessageError: a byte that five codes cannot make, or filling that is not 0.
+    """
+    packed = np.frombuffer(data, np.uint8)
+    if packed.size and packed.max() >= 3**TRITS_PER_BYTE:
+        raise MessageError("data: a byte above 242 in ternary codes")
+    codes = (packed[:, None] // _POWERS % 3).astype(np.uint8).reshape(-1)
+    if codes[count:].any():
+        raise MessageError("data: what fills up the last byte is not zero")
+    return codes[:count]
 
 
 def _place_ranges(low: Floats, high: Floats) -> bytes:

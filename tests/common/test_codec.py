@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from common.codec import Codec, EncodedTensor, decode, decode_tensor, encode, quantisation_error, rows
 from common.errors import MessageError
 from common.limits import Limits
-from common.quantiser import group_count
+from common.quantiser import group_count, pack_trits, unpack_trits
 from common.state_blob import digest, pack_state, unpack_state
 
 ALL = [f"{dtype}{entropy}" for dtype, entropy in product(("fp32", "fp16"), ("", "-zlib"))] + [
@@ -46,10 +46,11 @@ def test_defaults_may_be_spelt_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "int2", "int4-", "int4-zlib-channel", "fp32-channel", "int4-channel-channel", "INT4"]
+    "text",
+    ["", "int2", "int4-", "ternary-channel", "int4-zlib-channel", "int4-channel-channel", "INT4"],
 )
 def test_another_codec_is_refused_with_what_is_allowed(text: str) -> None:
-    with pytest.raises(ValueError, match="allowed are fp32, fp16, int8 or int4"):
+    with pytest.raises(ValueError, match="allowed are fp32, fp16, int8, int4 or ternary"):
         Codec.parse(text)
 
 
@@ -207,6 +208,8 @@ HUGE = np.array([[3e38, 3e38], [0, 1]], "<f4").tobytes()
         (replace(FLOATS, data=np.full(6, -math.inf, "<f4").tobytes()), "data"),
         (replace(FLOATS, scale=b"\0"), "scale"),
         (EncodedTensor("int4", (1, 3), np.array([0, 1], "<f4").tobytes(), b"\x00\xf0"), "data"),
+        (EncodedTensor("ternary", (1, 3), np.array([-1, 1], "<f4").tobytes(), b"\xf3"), "data"),
+        (EncodedTensor("ternary", (1, 3), np.array([-1, 1], "<f4").tobytes(), bytes([27])), "data"),
         (EncodedTensor("int4-channel", (1, 1), np.array([0, 1], "<f4").tobytes() + b"\x02\x01", b"\0"), "scale"),
     ],
 )
@@ -300,6 +303,34 @@ def test_the_rows_of_a_batch_are_what_each_would_be_if_encoded_alone(name: str) 
     batch = torch.randn(5, 192, generator=torch.Generator().manual_seed(3))
     codec = Codec.parse(name)
     assert rows(encode(batch, codec)) == [encode(row[None], codec) for row in batch]
+
+
+@pytest.mark.parametrize("name", ["ternary", "ternary-zlib"])
+def test_ternary_codes_are_right_on_average_where_nothing_is_cut_off(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    original = torch.rand(1, 4_000, generator=generator) * 2.0 - 1.0  # 2.5 standard deviations are 1.44: nothing beyond
+    codec = Codec.parse(name)
+    decoded = torch.stack([decode(encode(original, codec, generator)) for _ in range(400)])
+    largest = float(decoded.abs().max())
+    assert largest == pytest.approx(2.5 * float(original.square().mean().sqrt()), rel=1e-5)
+    assert set((decoded / largest).round(decimals=4).unique().tolist()) == {-1.0, 0.0, 1.0}
+    bound = 4.5 * largest / 2 / math.sqrt(400)  # a code is one of two neighbours: its deviation is at most half a step
+    assert float((decoded.mean(dim=0) - original[0]).abs().max()) < bound
+
+
+def test_ternary_codes_take_a_fifth_of_a_byte_each() -> None:
+    encoded = encode(torch.randn(2, 96, 4, 6), Codec.parse("ternary"))
+    assert len(encoded.data) == math.ceil(2 * 96 * 4 * 6 / 5)
+    assert len(encoded.scale) == 2 * 8
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=40))
+def test_trits_come_back(codes: list[int]) -> None:
+    packed = pack_trits(np.array(codes, np.uint8))
+    assert packed == bytes(
+        sum(code * 3**place for place, code in enumerate(codes[start : start + 5])) for start in range(0, len(codes), 5)
+    )
+    assert unpack_trits(packed, len(codes)).tolist() == codes
 
 
 @pytest.mark.parametrize("name", ["int8-channel", "int8-sample-zlib"])
