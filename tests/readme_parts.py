@@ -38,7 +38,14 @@ def cuts() -> str:
     return f"```\n{format_cut_table(rows)}\n```"
 
 
-PARTS = {"configuration": configuration, "metrics": metrics, "cuts": cuts}
+def accuracy() -> str:
+    """The table of methods, from the results that are committed."""
+    from tests.bench.accuracy_report import markdown  # needs all rooms: only who makes this part pays
+
+    return markdown()
+
+
+PARTS = {"configuration": configuration, "metrics": metrics, "cuts": cuts, "accuracy": accuracy}
 
 
 def replaced(text: str) -> str:

@@ -19,7 +19,8 @@ DRAWS = 10_000
 AUROC_DRAWS = 2_000  # each sorts nothing, but weighs every clip of every run
 TAILS_PERCENT = (2.5, 97.5)
 
-Runs = Mapping[tuple[int, int], Sequence[bool]]
+Runs = Mapping[tuple[int, int], Sequence[float]]
+"""0 or 1 for a clip, or the share of several encoders that got it right."""
 
 
 @dataclass(frozen=True, slots=True)

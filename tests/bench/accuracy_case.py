@@ -1,0 +1,121 @@
+"""One case of the accuracy table in a process of its own: ``python -m tests.bench.accuracy_case``, ends with JSON.
+
+The fleet runs inside this process (`in_process`) as it would over a broker; then its encoder is frozen and evaluated
+on the fold that no device heard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from common.encoder import Encoder, build_encoder
+from tests.bench.accuracy_results import Evaluated, Result
+from tests.bench.accuracy_rows import Case, add_changes, changed_row, settings
+from tests.bench.in_process import run_in_process
+from trainer import checkpoint
+from trainer.dataset import Split, find_clips, hold_out
+from trainer.demo_files import DemoFiles, write_files
+from trainer.evaluate import UNTRAINED_SEEDS, evaluate_encoder, restore_encoder
+from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
+from trainer.run_report import DeviceRun, read_device
+
+NO_BROKER = "mqtt://127.0.0.1:1"  # the fleet in one process has its own
+
+
+def main() -> int:
+    """Run the case and print it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.accuracy_case")
+    parser.add_argument("--row", required=True)
+    parser.add_argument("--fold", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--keep", type=Path, help="folder to keep the run in")
+    parser.add_argument("--picture", type=Path, help="PNG of the held-out clips' embeddings in two dimensions")
+    add_changes(parser)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    case = Case(changed_row(given.row, given), given.fold, given.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_case(case, given.data, given.keep or Path(folder), picture=given.picture)
+    print(json.dumps({"settings": settings(case.row), "result": asdict(result)}))
+    return 0
+
+
+def run_case(case: Case, data: Path, out: Path, *, picture: Path | None = None) -> Result:
+    """Train, where the row trains, and evaluate."""
+    started_s = time.monotonic()
+    split = hold_out(find_clips(data), case.fold)
+    runs: Mapping[str, DeviceRun] = {}
+    if case.row.trained:
+        files = write_files(case.options(data, out), NO_BROKER, split)
+        run_in_process(files)
+        runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
+        encoders = _trained(files)
+    else:
+        name = case.row.options.encoder
+        encoders = [build_encoder(name, seed=case.seed + number) for number in range(UNTRAINED_SEEDS)]
+    clips = probe_set(read_probe_clips(split, _complain))
+    evaluated = tuple(_evaluate(encoder, clips) for encoder in encoders)
+    if picture is not None:
+        from tests.bench.accuracy_pictures import draw_embeddings  # matplotlib: only who draws pays
+
+        draw_embeddings(build_encoder(encoders[0].name, seed=case.seed), encoders[0], clips, picture)
+    return Result(
+        fold=case.fold,
+        seed=case.seed,
+        encoders=evaluated,
+        clips=_clips_digest(split),
+        windows=sum(run.windows for run in runs.values()),
+        bytes_up=sum(run.bytes_up for run in runs.values()),
+        bytes_down=sum(run.bytes_down for run in runs.values()),
+        steps_sent=sum(run.sent for run in runs.values()),
+        steps_answered=sum(run.results["answered"] for run in runs.values()),
+        local_steps=sum(run.local_steps for run in runs.values()),
+        wall_s=round(time.monotonic() - started_s, 1),
+        cpu_s=round(time.process_time(), 1),
+        torch=torch.__version__,
+    )
+
+
+def _trained(files: DemoFiles) -> Sequence[Encoder]:
+    path = checkpoint.latest(files.trainer_state)
+    if path is None:
+        raise FileNotFoundError("the trainer left no checkpoint")
+    return [restore_encoder(checkpoint.load(path))]
+
+
+def _evaluate(encoder: Encoder, clips: ProbeSet) -> Evaluated:
+    scores = evaluate_encoder(encoder, clips)
+    return Evaluated(
+        linear=_text(scores.linear_hits),
+        knn=_text(scores.knn_hits),
+        precision_at_10=round(scores.precision_at_10, 4),
+        silhouette=None if scores.silhouette is None else round(scores.silhouette, 4),
+        effective_rank=round(scores.effective_rank, 2),
+    )
+
+
+def _text(hits: Sequence[bool]) -> str:
+    return "".join(str(int(hit)) for hit in hits)
+
+
+def _clips_digest(split: Split) -> str:
+    return hashlib.sha256("\n".join(clip.relative for clip in split.held_out).encode()).hexdigest()[:8]
+
+
+def _complain(unreadable: Unreadable) -> None:
+    print(f"left out {unreadable.path}: {unreadable.why}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
