@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from common.encoder import Encoder
 from common.split import block_parameters
@@ -18,11 +19,19 @@ class BlockOptimizers:
     """An optimizer for each block this end has taken over, made when the block is first stepped.
 
     Whoever takes over a block starts its moments anew, with the learning rate rising linearly over ``warmup_steps``
-    steps (0 = none). The same on the device and on the trainer, so that both train a block alike.
+    steps (0 = none). The same on the device and on the trainer, so that both train a block alike. ``own``: modules
+    beside the encoder that this end alone trains, by names that no block has; they are stepped like blocks.
     """
 
     def __init__(
-        self, encoder: Encoder, *, kind: Kind, weight_decay: float, warmup_steps: int, momentum: float = 0.0
+        self,
+        encoder: Encoder,
+        *,
+        kind: Kind,
+        weight_decay: float,
+        warmup_steps: int,
+        momentum: float = 0.0,
+        own: Mapping[str, nn.Module] | None = None,
     ) -> None:
         if kind not in ("adamw", "sgd"):
             raise ValueError(f"unknown optimizer {kind!r}, allowed: adamw, sgd")
@@ -31,6 +40,7 @@ class BlockOptimizers:
         self._weight_decay = weight_decay
         self._warmup_steps = warmup_steps
         self._momentum = momentum
+        self._own = dict(own or {})
         # The first optimizer of a process imports for a second or more: better now than in the middle of a step.
         torch.optim.SGD([torch.zeros(1, requires_grad=True)])
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -53,7 +63,7 @@ class BlockOptimizers:
     def zero(self, names: Iterable[str]) -> None:
         """Drop the gradients of these blocks."""
         for name in names:
-            for parameter in block_parameters(self._encoder, name):
+            for parameter in self._parameters(name):
                 parameter.grad = None
 
     def release(self, names: Iterable[str]) -> None:
@@ -76,13 +86,17 @@ class BlockOptimizers:
             self._take(name).load_state_dict(saved["optimizer"])
             self._steps[name] = saved["steps"]
 
+    def _parameters(self, name: str) -> Sequence[nn.Parameter]:
+        own = self._own.get(name)
+        return block_parameters(self._encoder, name) if own is None else list(own.parameters())
+
     def _warmup(self, name: str) -> float:
         if self._warmup_steps <= 0:
             return 1.0
         return min(1.0, (self._steps[name] + 1) / self._warmup_steps)
 
     def _take(self, name: str) -> torch.optim.Optimizer:
-        parameters = block_parameters(self._encoder, name)
+        parameters = self._parameters(name)
         optimizer: torch.optim.Optimizer
         if self._kind == "adamw":
             # fused: one call a block instead of a dozen a parameter, which counts for small blocks on small machines

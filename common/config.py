@@ -107,6 +107,7 @@ def fingerprint_fields(config: FleetConfig) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
         "encoder": config.encoder,
+        "objective": config.objective,
         "log_mel": describe(),
         "parts_per_step": config.parts_per_step,
         "optimizer": config.optimizer.kind,

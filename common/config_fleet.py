@@ -11,6 +11,9 @@ from common.config_types import ExistingFile, Identity, Number, Settings, refuse
 from common.errors import ConfigError
 from common.link_address import BrokerAddress
 
+HEADS = {"hybrid": "mlp", "cola": "tanh"}
+"""The head that each objective trains: one of `common.encoder.HEADS`."""
+
 
 class BrokerConfig(Settings):
     """Where the MQTT broker is and how to sign on."""
@@ -89,6 +92,10 @@ class FleetConfig(Settings):
     encoder: Literal["mobile", "resnet18"] = Field(
         default="mobile", description="The encoder all of them train together."
     )
+    objective: Literal["hybrid", "cola"] = Field(
+        default="hybrid",
+        description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording.",
+    )
     parts_per_step: int = Field(
         default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."
     )
@@ -101,3 +108,8 @@ class FleetConfig(Settings):
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=65_536, le=268_435_455, description="Largest MQTT message accepted, in bytes."
     )
+
+    @property
+    def head(self) -> str:
+        """The head of the encoder that the objective needs."""
+        return HEADS[self.objective]

@@ -12,8 +12,10 @@ from torch.nn import functional
 
 ENCODERS: tuple[str, ...] = ("mobile", "resnet18")
 INPUT_SHAPE = (1, 64, 96)  # one channel, mel bands, frames
+HEADS: tuple[str, ...] = ("mlp", "tanh")
 PROJECTION_DIM = 128
 HEAD_HIDDEN = 256
+TANH_DIM = 512
 NORM_GROUPS = 8
 
 MOBILE_STEM = 16
@@ -30,20 +32,21 @@ class Encoder(nn.Module):
 
     Attributes:
         name: one of `ENCODERS`.
+        head_name: one of `HEADS`.
         embedding_dim: values of an embedding, which users see.
         projection_dim: values of a projection, which the loss sees.
     """
 
-    def __init__(self, *, name: str, stem: nn.Module, blocks: list[nn.Module], embedding_dim: int) -> None:
+    def __init__(
+        self, *, name: str, stem: nn.Module, blocks: list[nn.Module], embedding_dim: int, head: str = "mlp"
+    ) -> None:
         super().__init__()
         self.name = name
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
-        self.head = nn.Sequential(
-            nn.Linear(embedding_dim, HEAD_HIDDEN), nn.ReLU(), nn.Linear(HEAD_HIDDEN, PROJECTION_DIM)
-        )
+        self.head, self.projection_dim = _head(head, embedding_dim)
+        self.head_name = head
         self.embedding_dim = embedding_dim
-        self.projection_dim = PROJECTION_DIM
         self._shapes = self._measure_shapes()
 
     @property
@@ -153,20 +156,32 @@ class MeanPool(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def build_encoder(name: str, seed: int) -> Encoder:
-    """Build one of `ENCODERS`; the same seed gives the same weights, and no global random state changes.
+def build_encoder(name: str, seed: int, *, head: str = "mlp") -> Encoder:
+    """Build one of `ENCODERS` with one of `HEADS`: `common.config_fleet.FleetConfig.head` says which a fleet has.
+
+    The same seed gives the same weights, those of stem and blocks with any head, and no global random state changes.
 
     Raises:
         ValueError: an unknown name.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}, allowed: {', '.join(ENCODERS)}")
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}, allowed: {', '.join(HEADS)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
-        return _mobile() if name == "mobile" else _resnet18()
+        return _mobile(head) if name == "mobile" else _resnet18(head)
 
 
-def _mobile() -> Encoder:
+def _head(name: str, embedding_dim: int) -> tuple[nn.Module, int]:
+    """The head and the values of a projection: ``mlp``, or ``tanh`` as COLA has it (Saeed et al. 2021)."""
+    if name == "tanh":
+        return nn.Sequential(nn.Linear(embedding_dim, TANH_DIM), nn.LayerNorm(TANH_DIM), nn.Tanh()), TANH_DIM
+    layers = nn.Linear(embedding_dim, HEAD_HIDDEN), nn.ReLU(), nn.Linear(HEAD_HIDDEN, PROJECTION_DIM)
+    return nn.Sequential(*layers), PROJECTION_DIM
+
+
+def _mobile(head: str) -> Encoder:
     stem = nn.Sequential(
         nn.Conv2d(1, MOBILE_STEM, 3, stride=2, padding=1, bias=False),
         nn.GroupNorm(NORM_GROUPS, MOBILE_STEM),
@@ -178,10 +193,10 @@ def _mobile() -> Encoder:
         for channels_in, channels_out, stride in zip(inputs, MOBILE_CHANNELS, MOBILE_STRIDES, strict=True)
     ]
     blocks[-1] = nn.Sequential(blocks[-1], MeanPool())
-    return Encoder(name="mobile", stem=stem, blocks=blocks, embedding_dim=MOBILE_CHANNELS[-1])
+    return Encoder(name="mobile", stem=stem, blocks=blocks, embedding_dim=MOBILE_CHANNELS[-1], head=head)
 
 
-def _resnet18() -> Encoder:
+def _resnet18(head: str) -> Encoder:
     width = RESNET_CHANNELS[0]
     stem = nn.Sequential(
         nn.Conv2d(1, width, 7, stride=2, padding=3, bias=False),
@@ -195,7 +210,7 @@ def _resnet18() -> Encoder:
         for channels_in, channels_out, stride in zip(inputs, RESNET_CHANNELS, RESNET_STRIDES, strict=True)
     ]
     blocks[-1] = nn.Sequential(blocks[-1], MeanPool(), nn.Linear(RESNET_CHANNELS[-1], RESNET_EMBEDDING))
-    return Encoder(name="resnet18", stem=stem, blocks=blocks, embedding_dim=RESNET_EMBEDDING)
+    return Encoder(name="resnet18", stem=stem, blocks=blocks, embedding_dim=RESNET_EMBEDDING, head=head)
 
 
 def _check_shape(x: Tensor, expected: tuple[int, ...], what: str) -> None:

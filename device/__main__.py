@@ -104,7 +104,7 @@ def _loop(
 ) -> DeviceLoop:
     fleet = settings.fleet
     address = BrokerAddress.parse(fleet.broker.url)  # the link's own is the emulated link's, where there is one
-    encoder = build_encoder(fleet.encoder, seed=0)
+    encoder = build_encoder(fleet.encoder, seed=0, head=fleet.head)
     codec = Codec.parse(settings.codec)
     gradients = Codec.parse(DEFAULT_GRADIENT_CODEC)  # the trainer's file may say otherwise
     LOG.info(

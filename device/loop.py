@@ -182,8 +182,9 @@ class DeviceLoop:
         other = self._mailbox.other_fingerprint
         if other is not None:
             raise ConfigError(
-                f"the trainer is configured otherwise (fingerprint {other[:12]}); encoder, front end, parts_per_step, "
-                "optimizer kind and weights_codec must be the same on both ends: compare the fleet files"
+                f"the trainer is configured otherwise (fingerprint {other[:12]}); encoder, objective, "
+                "front end, parts_per_step, optimizer kind and weights_codec must be the same on both ends: "
+                "compare the fleet files"
             )
 
     def _finished(self) -> bool:

@@ -346,7 +346,7 @@ class Fleet:
     def stored_weights(self, device: str) -> StoredWeights | None:
         """What the device keeps on its disk, checked as the device itself checks it."""
         fleet = load_fleet(self.fleet_file())
-        encoder = build_encoder(fleet.encoder, seed=0)
+        encoder = build_encoder(fleet.encoder, seed=0, head=fleet.head)
         shapes = {name: block_state(encoder, name) for name in names(encoder)}
         return read_weights(self.directory / device / "weights.bin", shapes, fingerprint=fingerprint(fleet))
 

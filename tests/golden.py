@@ -37,6 +37,7 @@ from tests.fakes import FakeLink
 from trainer.answering import Answering, Control, Snapshot
 from trainer.batcher import Batcher, Part
 from trainer.hybrid_loss import HybridLoss
+from trainer.objective import Hybrid
 from trainer.publisher import Publisher
 from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
@@ -218,10 +219,12 @@ class Fleet:
         self.server_step = ServerStep(
             self.encoder,
             optimizers,
-            loss,
-            TemporalBuffer(neighbours=NEIGHBOURS, scale_s=SCALE_S),
-            false_negative_s=FALSE_NEGATIVE_S,
-            directions=torch.Generator().manual_seed(DIRECTIONS_SEED),
+            Hybrid(
+                loss,
+                TemporalBuffer(neighbours=NEIGHBOURS, scale_s=SCALE_S),
+                false_negative_s=FALSE_NEGATIVE_S,
+                directions=torch.Generator().manual_seed(DIRECTIONS_SEED),
+            ),
             compute=cpu,
         )
         self._updates = Updates(

@@ -27,11 +27,13 @@ from trainer import checkpoint
 from trainer.answering import Answering
 from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher
+from trainer.cola import Cola
 from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
 from trainer.loop import Desired, TrainerLoop, snapshot
 from trainer.merging import MergePlan
 from trainer.metrics import MetricsLog
+from trainer.objective import Hybrid, Objective, own_parameters
 from trainer.presence import TrainerPresence, retained_version
 from trainer.publisher import Publisher
 from trainer.registry import Registry
@@ -101,8 +103,14 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
 
 
 def _state(settings: TrainerConfig, compute: torch.device) -> State:
-    optimizer = settings.fleet.optimizer
-    encoder = build_encoder(settings.fleet.encoder, settings.seed).to(compute)
+    fleet = settings.fleet
+    optimizer = fleet.optimizer
+    encoder = build_encoder(fleet.encoder, settings.seed, head=fleet.head).to(compute)
+    directions = torch.Generator().manual_seed(settings.seed)
+    mixture = MixtureMemory(dim=encoder.projection_dim, seed=settings.seed).to(compute)
+    negatives = torch.Generator().manual_seed(settings.seed + 2)
+    objective = _objective(settings, mixture, encoder.projection_dim, directions, negatives)
+    objective.module.to(compute)
     return State(
         encoder,
         BlockOptimizers(
@@ -110,12 +118,14 @@ def _state(settings: TrainerConfig, compute: torch.device) -> State:
             kind=optimizer.kind,
             weight_decay=optimizer.weight_decay,
             warmup_steps=optimizer.warmup_steps,
+            own=own_parameters(objective),
         ),
-        MixtureMemory(seed=settings.seed).to(compute),
-        directions=torch.Generator().manual_seed(settings.seed),
+        mixture,
+        objective,
+        directions=directions,
         averaged=AveragedEncoder() if settings.schedule == "constant" else None,
         rounding=torch.Generator().manual_seed(settings.seed + 1),
-        negatives=torch.Generator().manual_seed(settings.seed + 2),
+        negatives=negatives,
     )
 
 
@@ -150,7 +160,7 @@ def _loop(
     training = Training(
         link=link,
         topics=topics,
-        server_step=_server_step(settings, state, compute),
+        server_step=ServerStep(encoder, state.optimizers, state.objective, compute=compute),
         ledger=ledger,
         mixture=state.mixture,
         plan=plan,
@@ -171,7 +181,7 @@ def _loop(
 
     def save_checkpoint() -> None:
         counted = (ledger.version, training.steps, training.windows, tuple(guard.accepted_ranks()), ledger.merged)
-        content = to_checkpoint(state, progress.run, fingerprint, fleet.encoder, *counted)
+        content = to_checkpoint(state, progress.run, fingerprint, *counted)
         checkpoint.save(settings.state_directory, content)
 
     for kind in (Kind.STATUS, Kind.UPDATE):
@@ -208,22 +218,27 @@ def _loop(
     )
 
 
-def _server_step(settings: TrainerConfig, state: State, compute: torch.device) -> ServerStep:
+def _objective(
+    settings: TrainerConfig,
+    mixture: MixtureMemory,
+    projection_dim: int,
+    directions: torch.Generator,
+    negatives: torch.Generator,
+) -> Objective:
+    if settings.fleet.objective == "cola":
+        return Cola(projection_dim, false_negative_s=settings.false_negative_s, seed=settings.seed)
     loss = HybridLoss(
         temperature=settings.temperature,
         sw_weight=settings.sw_weight,
         sw_projections=settings.sw_projections,
         laplacian_weight=settings.laplacian_weight,
     )
-    return ServerStep(
-        state.encoder,
-        state.optimizers,
+    return Hybrid(
         loss,
         TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours),
         false_negative_s=settings.false_negative_s,
-        directions=state.directions,
-        compute=compute,
-        negatives=partial(state.mixture.virtual_negatives, count=settings.virtual_negatives, generator=state.negatives),
+        directions=directions,
+        negatives=partial(mixture.virtual_negatives, count=settings.virtual_negatives, generator=negatives),
     )
 
 

@@ -41,6 +41,7 @@ class Checkpoint:
         weights_version: of these weights.
         steps: optimizer steps so far.
         windows: windows trained so far.
+        head: what `build_encoder` takes; checkpoints written before there was a choice have the default.
     """
 
     run: str
@@ -51,6 +52,7 @@ class Checkpoint:
     weights_version: int
     steps: int
     windows: int
+    head: str = "mlp"
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -127,6 +129,7 @@ def load(path: Path) -> Checkpoint:
     version = content.pop("format_version")
     if version != FORMAT_VERSION:
         raise ConfigError(f"{path}: checkpoint format {version}, this StreamSplit reads format {FORMAT_VERSION}")
+    content.setdefault("head", "mlp")
     if set(content) != {field.name for field in fields(Checkpoint)}:
         raise BrokenCheckpoint(f"{path}: not the fields of a checkpoint: {', '.join(sorted(map(str, content)))}")
     return Checkpoint(**content)

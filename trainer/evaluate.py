@@ -80,7 +80,7 @@ def restore_encoder(checkpoint: Checkpoint) -> Encoder:
         ConfigError: an encoder this version does not know, or weights that do not fit it.
     """
     try:
-        encoder = build_encoder(checkpoint.encoder_name, seed=0)
+        encoder = build_encoder(checkpoint.encoder_name, seed=0, head=checkpoint.head)
         averaged: Any = checkpoint.state.get("averaged")
         encoder.load_state_dict(averaged["weights"] if averaged else checkpoint.encoder)
     except (ValueError, RuntimeError) as error:

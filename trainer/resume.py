@@ -14,6 +14,7 @@ from common.encoder import Encoder
 from common.mixture_memory import MixtureMemory
 from trainer.averaging import AveragedEncoder
 from trainer.checkpoint import Checkpoint
+from trainer.objective import Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class State:
     encoder: Encoder
     optimizers: BlockOptimizers
     mixture: MixtureMemory
+    objective: Objective
     averaged: AveragedEncoder | None
     directions: torch.Generator
     rounding: torch.Generator
@@ -54,7 +56,6 @@ def to_checkpoint(
     state: State,
     run: str,
     fingerprint: str,
-    encoder_name: str,
     weights_version: int,
     steps: int,
     windows: int,
@@ -65,6 +66,7 @@ def to_checkpoint(
     rest: dict[str, object] = {
         "optimizers": state.optimizers.state_dict(),
         "mixture": state.mixture.state_dict(),
+        "objective": state.objective.module.state_dict(),
         "directions": state.directions.get_state(),
         "rounding": state.rounding.get_state(),
         "negatives": state.negatives.get_state(),
@@ -76,7 +78,8 @@ def to_checkpoint(
     return Checkpoint(
         run=run,
         fingerprint=fingerprint,
-        encoder_name=encoder_name,
+        encoder_name=state.encoder.name,
+        head=state.encoder.head_name,
         encoder=state.encoder.state_dict(),
         state=rest,
         weights_version=weights_version,
@@ -91,6 +94,7 @@ def restore(saved: Checkpoint, state: State) -> Progress:
     state.encoder.load_state_dict(saved.encoder)
     state.optimizers.load_state_dict(rest["optimizers"])
     state.mixture.load_state_dict(rest["mixture"])
+    state.objective.module.load_state_dict(rest.get("objective", {}))  # absent: written before there were any
     state.directions.set_state(rest["directions"])
     state.rounding.set_state(rest["rounding"])
     if "negatives" in rest:  # not in checkpoints from before there were any

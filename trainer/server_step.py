@@ -1,20 +1,20 @@
-"""The server's side of a step: each part joins at its own cut, one pass, one Hybrid Loss, one backward."""
+"""The server's side of a step: each part joins at its own cut, one pass, one loss, one backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from common.block_optimizer import BlockOptimizers
-from common.contrastive import not_negatives
 from common.encoder import Encoder
 from common.split import block_parameters
 from trainer.batcher import Part
-from trainer.hybrid_loss import HybridLoss, HybridLossResult
-from trainer.temporal_buffer import TemporalBuffer
+from trainer.hybrid_loss import HybridLossResult
+from trainer.objective import Joined, Objective, own_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,13 @@ class ServerStep:
         self,
         encoder: Encoder,
         optimizers: BlockOptimizers,
-        loss: HybridLoss,
-        buffer: TemporalBuffer,
+        objective: Objective,
         *,
-        false_negative_s: float,
-        directions: torch.Generator,
         compute: torch.device,
-        negatives: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """``negatives`` draws virtual negatives ``[N, M, d]`` for the projections ``[N, d]`` of view A; None: none."""
-        self._negatives = negatives
         self._encoder = encoder
         self._optimizers = optimizers
-        self._loss = loss
-        self._buffer = buffer
-        self._false_negative_s = false_negative_s
-        self._directions = directions
+        self._objective = objective
         self._compute = compute
 
     def run(self, parts: Sequence[Part], *, learning_rate: float) -> ServerResult:
@@ -61,8 +52,9 @@ class ServerStep:
         count = len(parts)
         leaves = [part.activations.to(self._compute).requires_grad_() for part in parts]
         embeddings = self._join(parts, leaves)
-        projections = self._encoder.project(embeddings).view(count, 2, -1).transpose(0, 1)
-        terms = self._hybrid(parts, projections)
+        outputs = self._encoder.head(embeddings)
+        projections = functional.normalize(outputs, dim=1).view(count, 2, -1).transpose(0, 1)
+        terms = self._objective(Joined(parts, embeddings.view(count, 2, -1), outputs.view(count, 2, -1), projections))
         moved = self._moved(parts)
         self._optimizers.zero(list(moved))
         terms.total.backward()
@@ -87,30 +79,16 @@ class ServerStep:
         back[torch.tensor(order)] = torch.arange(len(parts))
         return hidden.view(len(parts), 2, -1)[back.to(hidden.device)].flatten(0, 1)
 
-    def _hybrid(self, parts: Sequence[Part], projections: Tensor) -> HybridLossResult:
-        devices = [part.device for part in parts]
-        segments = [part.segment for part in parts]
-        times_s = [part.time_s for part in parts]
-        rooms = [part.room for part in parts]
-        excluded = not_negatives(devices, segments, times_s, rooms, within_s=self._false_negative_s)
-        edges = self._buffer.edges(devices, segments, times_s, projections[0])
-        self._buffer.add(devices, segments, times_s, projections[0])
-        return self._loss(
-            projections[0],
-            projections[1],
-            excluded=excluded.to(self._compute),
-            edges=edges,
-            generator=self._directions,
-            virtual_negatives=None if self._negatives is None else self._negatives(projections[0].detach()),
-        )
-
     def _moved(self, parts: Sequence[Part]) -> dict[str, int]:
-        """Block name -> number of windows that passed through it here."""
+        """Block name, or the objective's -> number of windows that passed through it here."""
+        own = dict.fromkeys(own_parameters(self._objective), len(parts))
         through = {str(i): sum(part.cut <= i for part in parts) for i in range(self._encoder.depth)}
-        return {name: windows for name, windows in through.items() if windows} | {"head": len(parts)}
+        return {name: windows for name, windows in through.items() if windows} | {"head": len(parts)} | own
 
     def _scale(self, moved: dict[str, int], count: int) -> None:
         for name, windows in moved.items():
+            if windows == count:
+                continue
             for parameter in block_parameters(self._encoder, name):
-                if parameter.grad is not None and windows != count:
+                if parameter.grad is not None:
                     parameter.grad.mul_(count / windows)

@@ -33,6 +33,7 @@ from common.split import block_parameters, client_names, names, server_names
 from device.client_step import ClientStep
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
+from trainer.objective import Hybrid
 from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
 
@@ -150,10 +151,7 @@ def _server(encoder: Encoder, optimizers: BlockOptimizers) -> ServerStep:
     return ServerStep(
         encoder,
         optimizers,
-        loss,
-        TemporalBuffer(),
-        false_negative_s=0.0,
-        directions=directions,
+        Hybrid(loss, TemporalBuffer(), false_negative_s=0.0, directions=directions),
         compute=torch.device("cpu"),
     )
 

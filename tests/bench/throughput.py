@@ -48,6 +48,7 @@ from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
 from trainer.loop import snapshot
 from trainer.metrics import StepMetrics, read_metrics
+from trainer.objective import Hybrid
 from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
 
@@ -331,15 +332,17 @@ def _server_step(settings: TrainerConfig, encoder: Encoder) -> ServerStep:
             weight_decay=optimizer.weight_decay,
             warmup_steps=optimizer.warmup_steps,
         ),
-        HybridLoss(
-            temperature=settings.temperature,
-            sw_weight=settings.sw_weight,
-            sw_projections=settings.sw_projections,
-            laplacian_weight=settings.laplacian_weight,
+        Hybrid(
+            HybridLoss(
+                temperature=settings.temperature,
+                sw_weight=settings.sw_weight,
+                sw_projections=settings.sw_projections,
+                laplacian_weight=settings.laplacian_weight,
+            ),
+            TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours),
+            false_negative_s=settings.false_negative_s,
+            directions=torch.Generator().manual_seed(settings.seed),
         ),
-        TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours),
-        false_negative_s=settings.false_negative_s,
-        directions=torch.Generator().manual_seed(settings.seed),
         compute=torch.device("cpu"),
     )
 

@@ -338,11 +338,28 @@ def test_the_fingerprint_depends_on_what_both_ends_share_and_on_nothing_else(tmp
         {"parts_per_step": 4},
         {"weights_codec": "fp32"},
         {"optimizer": {"kind": "sgd"}},
+        {"objective": "cola"},
     ]
-    assert len({of(change) for change in [{}, *other]}) == 5
+    assert len({of(change) for change in [{}, *other]}) == 6
     fields = fingerprint_fields(load_fleet(write(tmp_path, "fleet.yaml", FLEET)))
-    assert set(fields) == {"protocol", "encoder", "log_mel", "parts_per_step", "optimizer", "weights_codec"}
+    assert set(fields) == {
+        "protocol",
+        "encoder",
+        "objective",
+        "log_mel",
+        "parts_per_step",
+        "optimizer",
+        "weights_codec",
+    }
     assert len(of({})) == 64
+
+
+def test_every_objective_has_a_head_that_an_encoder_can_have() -> None:
+    from common.config_fleet import HEADS as HEAD_OF
+    from common.encoder import HEADS
+
+    assert FleetConfig.model_fields["objective"].annotation.__args__ == tuple(HEAD_OF)  # type: ignore[union-attr]
+    assert set(HEAD_OF.values()) == set(HEADS)
 
 
 def test_the_depth_known_to_the_configuration_is_that_of_both_encoders() -> None:

@@ -76,6 +76,18 @@ def test_projections_have_unit_length(encoder: Encoder, x: torch.Tensor) -> None
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+def test_another_head_leaves_the_blocks_as_they_are(name: str, x: torch.Tensor) -> None:
+    usual, tanh = build_encoder(name, 1), build_encoder(name, 1, head="tanh")
+    assert (usual.projection_dim, tanh.projection_dim) == (128, 512)
+    with torch.no_grad():
+        assert torch.equal(usual(x), tanh(x))
+        raw, z = tanh.head(tanh(x)), tanh.project(tanh(x))
+    assert z.shape == (2, 512)
+    assert torch.allclose(z.norm(dim=1), torch.ones(2))
+    assert 0.3 < float(raw.square().mean()) < 0.5, "tanh of values with mean 0 and deviation 1"
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone(name: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -109,3 +121,5 @@ def test_activations_of_another_cut_are_refused_in_a_sentence(x: torch.Tensor) -
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(ValueError, match="allowed: mobile, resnet18"):
         build_encoder("vgg", 0)
+    with pytest.raises(ValueError, match="allowed: mlp, tanh"):
+        build_encoder("mobile", 0, head="linear")

@@ -12,16 +12,23 @@ from common.split import block_state, names
 from tests.published import FINGERPRINT, same
 from trainer import checkpoint
 from trainer.averaging import AveragedEncoder
+from trainer.cola import Cola
+from trainer.evaluate import restore_encoder
+from trainer.objective import OBJECTIVE, own_parameters
 from trainer.resume import State, fresh_run, restore, to_checkpoint
 
 MERGED = {"pi-1": ("a" * 16, 7), "pi-2": ("b" * 16, 0)}
 
 
 def state(seed: int) -> State:
-    encoder = build_encoder("mobile", seed=seed)
-    optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=0.01, warmup_steps=4)
+    encoder = build_encoder("mobile", seed=seed, head="tanh")
+    objective = Cola(encoder.projection_dim, false_negative_s=0.0, seed=seed)
+    optimizers = BlockOptimizers(
+        encoder, kind="adamw", weight_decay=0.01, warmup_steps=4, own=own_parameters(objective)
+    )
     generators = [torch.Generator().manual_seed(seed + offset) for offset in (1, 2, 3)]
-    return State(encoder, optimizers, MixtureMemory(seed=seed), AveragedEncoder(), *generators)
+    mixture = MixtureMemory(dim=encoder.projection_dim, seed=seed)
+    return State(encoder, optimizers, mixture, objective, AveragedEncoder(), *generators)
 
 
 def train(one: State, steps: int) -> None:
@@ -29,9 +36,10 @@ def train(one: State, steps: int) -> None:
     for _ in range(steps):
         z = one.encoder.project(one.encoder(torch.randn(4, 1, 64, 96, generator=generator)))
         target = torch.randn(z.shape, generator=one.directions) + torch.rand(z.shape, generator=one.negatives)
-        one.optimizers.zero(names(one.encoder))
-        (z * target).sum().backward()
-        one.optimizers.step(names(one.encoder), 1e-3)
+        moved = [*names(one.encoder), OBJECTIVE]
+        one.optimizers.zero(moved)
+        ((z * target).sum() + one.objective.module(z, target).sum()).backward()
+        one.optimizers.step(moved, 1e-3)
         one.mixture.update(z.detach())
         assert one.averaged is not None
         one.averaged.update(one.encoder)
@@ -40,7 +48,7 @@ def train(one: State, steps: int) -> None:
 def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     straight = state(1)
     train(straight, 3)
-    saved = to_checkpoint(straight, "run-1", FINGERPRINT, "mobile", 12, 3, 24, (17.5, 18.0), MERGED)
+    saved = to_checkpoint(straight, "run-1", FINGERPRINT, 12, 3, 24, (17.5, 18.0), MERGED)
     checkpoint.save(tmp_path, saved)
     train(straight, 2)
 
@@ -60,6 +68,8 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) ->
     once, again = straight.averaged.state_dict(), resumed.averaged.state_dict()
     assert once["merges"] == again["merges"] == 5
     assert same(cast("dict[str, torch.Tensor]", once["weights"]), cast("dict[str, torch.Tensor]", again["weights"]))
+    assert same(dict(resumed.objective.module.state_dict()), dict(straight.objective.module.state_dict()))
+    assert restore_encoder(loaded).head_name == "tanh", "the checkpoint says which head its encoder has"
     assert torch.equal(resumed.directions.get_state(), straight.directions.get_state())
     assert torch.equal(resumed.negatives.get_state(), straight.negatives.get_state())
 

@@ -12,6 +12,7 @@ from common.encoder import Encoder, build_encoder
 from common.mixture_memory import MixtureMemory
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
+from trainer.objective import Hybrid
 from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
 
@@ -41,12 +42,14 @@ def server_step(negatives: Callable[[Tensor], Tensor] | None) -> tuple[ServerSte
     step = ServerStep(
         encoder,
         optimizers,
-        loss,
-        TemporalBuffer(),
-        false_negative_s=1.0,
-        directions=torch.Generator().manual_seed(5),
+        Hybrid(
+            loss,
+            TemporalBuffer(),
+            false_negative_s=1.0,
+            directions=torch.Generator().manual_seed(5),
+            negatives=negatives,
+        ),
         compute=torch.device("cpu"),
-        negatives=negatives,
     )
     return step, encoder
 
