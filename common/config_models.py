@@ -66,7 +66,7 @@ class TrainerConfig(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the first weights and of everything random.")
     learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, of the trainer.")
     device_rate_share: Number = Field(
-        default=1.0, gt=0, le=1, description="What part of the trainer's learning rate the devices use."
+        default=0.3, gt=0, le=1, description="What part of the trainer's learning rate the devices use."
     )
     schedule: Literal["anneal", "constant"] = Field(
         default="constant",
@@ -107,7 +107,7 @@ class TrainerConfig(Settings):
         description="Negatives that each window meets beside the batch's, drawn from the mixture memory.",
     )
     merge_every: int = Field(
-        default=25, ge=1, le=100_000, description="Training batches between two merges of the weights."
+        default=50, ge=1, le=100_000, description="Training batches between two merges of the weights."
     )
     merge_deadline_s: Number = Field(
         default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."
