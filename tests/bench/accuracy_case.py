@@ -12,15 +12,18 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from common.encoder import Encoder, build_encoder
+from common.link import Link
 from tests.bench.accuracy_results import Evaluated, Result
 from tests.bench.accuracy_rows import Case, add_changes, changed_row, settings
+from tests.bench.hostile import HostileLink
 from tests.bench.in_process import run_in_process
 from trainer import checkpoint
 from trainer.dataset import Split, find_clips, hold_out
@@ -58,7 +61,7 @@ def run_case(case: Case, data: Path, out: Path, *, picture: Path | None = None) 
     runs: Mapping[str, DeviceRun] = {}
     if case.row.trained:
         files = write_files(case.options(data, out), NO_BROKER, split)
-        run_in_process(files)
+        run_in_process(files, meddle=_meddle(case, files))
         runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
         encoders = _trained(files)
     else:
@@ -85,6 +88,15 @@ def run_case(case: Case, data: Path, out: Path, *, picture: Path | None = None) 
         cpu_s=round(time.process_time(), 1),
         torch=torch.__version__,
     )
+
+
+def _meddle(case: Case, files: DemoFiles) -> dict[str, Callable[[Link], Link]]:
+    if not case.row.hostile:
+        return {}
+    device = list(files.devices)[-1]
+    cut = int(case.row.options.cut)
+    encoder = build_encoder(case.row.options.encoder, seed=0)
+    return {device: lambda link: cast("Link", HostileLink(link, encoder, cut=cut, seed=case.seed))}
 
 
 def _trained(files: DemoFiles) -> Sequence[Encoder]:

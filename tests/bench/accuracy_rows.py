@@ -75,6 +75,7 @@ class Row:
         name: of its results file and in the JSON; ``title``: in the table.
         folds, seeds: what is run where nothing else is asked for.
         trained: False: five untrained encoders are evaluated, nothing runs.
+        hostile: the last device means harm (`hostile`).
     """
 
     name: str
@@ -83,6 +84,7 @@ class Row:
     folds: tuple[int, ...] = FOLDS
     seeds: tuple[int, ...] = (0,)
     trained: bool = True
+    hostile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ ROWS = (
     HEADLINE,
     Row("shuffled", "StreamSplit, shuffled order", replace(BASE, order="shuffled")),
     Row("by-class", "StreamSplit, shards by class", replace(BASE, shard="by-class")),
+    Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),
 )
 QUICK_ROWS = ("untrained", "streamsplit", "server-only")
 
@@ -150,6 +153,7 @@ COMPARISONS = (
     Comparison("server_only_gain", "server-only", "untrained", "server-only minus untrained", mean_from=6.0),
     Comparison("gain", "streamsplit", "untrained", "StreamSplit minus untrained"),
     Comparison("stream_minus_shuffled", "streamsplit", "shuffled", "`stream` minus `shuffled` order", mean_from=-2.0),
+    Comparison("hostile_minus_streamsplit", "hostile", "streamsplit", "one hostile device minus none", mean_from=-2.0),
     Comparison("by_class_minus_iid", "by-class", "streamsplit", "shards by class minus iid shards"),
 )
 AUROC = Prediction("streamsplit", mean_from=0.65, low_from=0.55)
@@ -210,6 +214,7 @@ def settings(row: Row) -> dict[str, Any]:
     device.pop("fleet")
     asked = {key: value for key, value in asdict(row.options).items() if not key.endswith("_settings")}
     found = dict(_flat({"demo": asked, **read}))
+    found["row.hostile"] = row.hostile
     return front_end | {key: value for key, value in found.items() if key not in _PLACES}
 
 

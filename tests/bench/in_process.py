@@ -7,12 +7,14 @@ that it learns bit for bit what processes learn over a real broker.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from common import config
 from common.config_models import DeviceConfig
+from common.link import Link
 from device import __main__ as device
 from tests.bench.in_process_link import MemoryBroker
 from trainer import __main__ as trainer
@@ -26,8 +28,10 @@ class FleetFailed(Exception):
     """A device or the trainer ended with an error, which is the cause."""
 
 
-def run_in_process(files: DemoFiles, *, broker: MemoryBroker | None = None) -> None:
-    """Run trainer and devices to the end of the devices' windows.
+def run_in_process(
+    files: DemoFiles, *, broker: MemoryBroker | None = None, meddle: Mapping[str, Callable[[Link], Link]] | None = None
+) -> None:
+    """Run trainer and devices to the end of the devices' windows; ``meddle``: what is made of some devices' links.
 
     Raises:
         FleetFailed: one of them ended with an error.
@@ -60,7 +64,7 @@ def run_in_process(files: DemoFiles, *, broker: MemoryBroker | None = None) -> N
     threads = []
     for name, path in files.devices.items():
         settings = config.load_device(path)
-        work = _device(settings, stop_devices, hub)
+        work = _device(settings, stop_devices, hub, (meddle or {}).get(name, _as_it_is))
         threads.append(guarded(work, f"{fleet}-{name}"))
     for thread in threads:
         thread.join(LONGEST_S)
@@ -70,5 +74,14 @@ def run_in_process(files: DemoFiles, *, broker: MemoryBroker | None = None) -> N
         raise FleetFailed(repr(failures[0])) from failures[0]
 
 
-def _device(settings: DeviceConfig, stop: threading.Event, hub: MemoryBroker) -> Callable[[], None]:
-    return lambda: device.listen(settings, stop, connect=hub.open_link)
+def _device(
+    settings: DeviceConfig, stop: threading.Event, hub: MemoryBroker, change: Callable[[Link], Link]
+) -> Callable[[], None]:
+    def connect(*given: Any, **options: Any) -> Link:
+        return change(hub.open_link(*given, **options))
+
+    return lambda: device.listen(settings, stop, connect=connect)
+
+
+def _as_it_is(link: Link) -> Link:
+    return link
