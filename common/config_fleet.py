@@ -101,6 +101,10 @@ class FleetConfig(Settings):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer at both ends.")
     weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format of the whole weights.")
+    delta_codec: Literal["int8", "int4"] | None = Field(
+        default="int4",
+        description="Number format of the step from version to version; null: every version travels whole.",
+    )
     change_codec: Literal["fp32", "fp16", "int8", "int4"] = Field(
         default="int4",
         description="Number format of the changes that devices send; what it rounds away goes with the next change.",

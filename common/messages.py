@@ -29,8 +29,8 @@ from common.message_wire import (
 from common.topics import IDENTITY, MAX_CHUNKS, WEIGHTS_NAME
 
 __all__ = [
-    "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "DesiredConfig", "DeviceStatus", "Embedding", "EncodedTensor",
-    "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate",
+    "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "DeltaChunk", "DesiredConfig", "DeviceStatus", "Embedding",
+    "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate",
     "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk", "decode", "decode_any", "encode", "max_bytes",
 ]  # fmt: skip
 
@@ -216,6 +216,24 @@ class WeightsChunk:
     run: ShortText
     weights_version: Counter
     name: WeightsName
+    index: Index
+    count: Count
+    data: Annotated[bytes, blob(CHUNK_DATA_BYTES)]
+
+    def check(self, limits: Limits) -> None:  # noqa: ARG002
+        """The index lies in the count."""
+        _check_index(self.index, self.count)
+
+
+@message("delta", max_bytes=CHUNK_BYTES)
+@dataclass(frozen=True, slots=True)
+class DeltaChunk:
+    """One chunk of what leads a block from the weights whose digest is ``base`` to those of ``weights_version``."""
+
+    run: ShortText
+    weights_version: Counter
+    name: WeightsName
+    base: Digest
     index: Index
     count: Count
     data: Annotated[bytes, blob(CHUNK_DATA_BYTES)]

@@ -2,6 +2,7 @@
 
 streamsplit/v1/<fleet>/<device>/<kind>[/<chunk>]     kind: up/… and down/…
 streamsplit/v1/<fleet>/_weights/<name>/<chunk>
+streamsplit/v1/<fleet>/_weights/<name>/delta/<chunk>
 streamsplit/v1/<fleet>/_weights/manifest
 streamsplit/v1/<fleet>/_trainer/status
 """
@@ -35,12 +36,13 @@ class Kind(StrEnum):
     SPLITTER = "down/splitter"
     CONFIG = "down/config"
     WEIGHTS = "_weights"
+    DELTA = "_weights/delta"
     MANIFEST = "_weights/manifest"
     TRAINER_STATUS = "_trainer/status"
 
 
 DATA_KINDS = frozenset({Kind.ACTIVATIONS, Kind.TELEMETRY, Kind.EMBEDDING, Kind.GRADIENT})
-FLEET_KINDS = frozenset({Kind.WEIGHTS, Kind.MANIFEST, Kind.TRAINER_STATUS})
+FLEET_KINDS = frozenset({Kind.WEIGHTS, Kind.DELTA, Kind.MANIFEST, Kind.TRAINER_STATUS})
 DEVICE_KINDS = frozenset(Kind) - FLEET_KINDS
 
 
@@ -120,6 +122,14 @@ class Topics:
         """Every chunk of one block."""
         return f"{self._weights(name)}/+"
 
+    def delta(self, name: str, chunk: int) -> str:
+        """One chunk of what leads one block from a version to the next; not retained."""
+        return f"{self._weights(name)}/delta/{_chunk(chunk)}"
+
+    def delta_filter(self, name: str) -> str:
+        """Every chunk of the deltas of one block."""
+        return f"{self._weights(name)}/delta/+"
+
     def manifest(self) -> str:
         """Retained, published last: which weights belong together."""
         return f"{ROOT}/{self.fleet}/{Kind.MANIFEST}"
@@ -191,6 +201,10 @@ def _parse_fleet(levels: list[str]) -> Address | None:
             return Address(Kind.MANIFEST)
         case ["_weights", name, chunk] if name != "manifest" and WEIGHTS_NAME.fullmatch(name) and _is_chunk(chunk):
             return Address(Kind.WEIGHTS, name=name, chunk=int(chunk))
+        case ["_weights", name, "delta", chunk] if (
+            name != "manifest" and WEIGHTS_NAME.fullmatch(name) and _is_chunk(chunk)
+        ):
+            return Address(Kind.DELTA, name=name, chunk=int(chunk))
     return None
 
 

@@ -76,6 +76,8 @@ class Mailbox:
             self._take_embedding(incoming, exchange)
         elif kind is Kind.WEIGHTS:
             self._replica.offer_chunk(messages.decode(messages.WeightsChunk, incoming.payload, limits=self._limits))
+        elif kind is Kind.DELTA:
+            self._replica.offer_delta(messages.decode(messages.DeltaChunk, incoming.payload, limits=self._limits))
         elif kind is Kind.MANIFEST:
             self._take_manifest(incoming)
         elif kind is Kind.TRAINER_STATUS:

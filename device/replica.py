@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from common.change_blob import State, most_bytes, pack_blocks, unpack_blocks
 from common.chunks import Assembler
 from common.codec import digest
+from common.delta import advance
 from common.encoder import Encoder
 from common.errors import MessageError
-from common.messages import Manifest, WeightsChunk
+from common.messages import DeltaChunk, Manifest, WeightsChunk
 from common.packed_change import ChangeCodec
 from common.split import block_state, load_block, names
-from common.state_blob import WeightsDtype, unpack_state
+from common.state_blob import WeightsDtype, pack_state, unpack_state
 from device.weights_file import SentChange, StoredWeights
 
 LOG = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Replica:
         self._dtype: WeightsDtype = dtype
         self._change_codec: ChangeCodec = change_codec
         self._assemblers: dict[str, Assembler] = {}
+        self._deltas: dict[str, Assembler] = {}
         self._arrived: dict[str, tuple[str, bytes]] = {}  # name -> digest, bytes: complete, not applied yet
         self._held: dict[str, str] = {}  # name -> digest of the bytes its base was made from
         self._base: dict[str, State] = {}
@@ -76,9 +78,38 @@ class Replica:
         if blob is not None:
             self._arrived[chunk.name] = (digest(blob), blob)
 
+    def offer_delta(self, chunk: DeltaChunk) -> None:
+        """Take one chunk of what leads a block to its next version; passed over without the version it starts from.
+
+        Whether it led there is for the manifest to say, which names the digest of the bytes that it must give.
+
+        Raises:
+            MessageError: an unknown block, chunks that contradict each other, or no delta of this block.
+        """
+        if chunk.name not in names(self._encoder):
+            raise MessageError(f"delta: unknown block {chunk.name!r}")
+        most = most_bytes({chunk.name: block_state(self._encoder, chunk.name)})
+        assembler = self._deltas.setdefault(chunk.name, Assembler(max_bytes=most))
+        delta = assembler.add((chunk.run, chunk.weights_version, chunk.base), chunk.index, chunk.count, chunk.data)
+        start = self._standing_at(chunk.name, chunk.base) if delta is not None else None
+        if delta is not None and start is not None:
+            blob = advance(start, delta, self._dtype)
+            self._arrived[chunk.name] = (digest(blob), blob)
+
+    def _standing_at(self, name: str, wanted: str) -> State | None:
+        """The weights of a block whose digest is ``wanted``, arrived or held."""
+        if name in self._arrived and self._arrived[name][0] == wanted:
+            return self._unpack(name)
+        return self._base[name] if self._held.get(name) == wanted else None
+
     def offer_manifest(self, manifest: Manifest) -> None:
         """Take the newest manifest; `apply` uses it once every block it is asked for is here."""
         self._manifest = manifest
+
+    @property
+    def announced(self) -> bool:
+        """Whether the fleet has said which version there is."""
+        return self._manifest is not None
 
     @property
     def announced_version(self) -> int:
@@ -124,6 +155,7 @@ class Replica:
             return False
         arrived = [name for name in manifest.entries if self._has_arrived(name) and not self._is_held(name)]
         if not arrived and (manifest.run, manifest.weights_version) == (self.run, self.version):
+            self._applied = {name: entry.digest for name, entry in manifest.entries.items()}
             return False
         fresh = {name: self._unpack(name) for name in arrived}
         if self.run not in ("", manifest.run):
@@ -229,6 +261,7 @@ class Replica:
         """Stand where a snapshot stood; the change is unsent again, but for what a manifest says was merged."""
         for name, state in stored.base.items():
             self._base[name] = state
+            self._held[name] = digest(pack_state(state, self._dtype))
             extra = stored.change.get(name)
             load_block(self._encoder, name, {k: v + extra[k] for k, v in state.items()} if extra else state)
         self._trained = set(stored.change)

@@ -230,7 +230,9 @@ class Fleet:
         self._updates = Updates(
             {name: block_state(self.encoder, name) for name in names(self.encoder)}, run=RUN, compute=cpu
         )
-        self._publisher = Publisher(self.link.as_link, self.topics, run=RUN, fingerprint=FINGERPRINT, dtype="fp32")
+        self._publisher = Publisher(
+            self.link.as_link, self.topics, run=RUN, fingerprint=FINGERPRINT, dtype="fp32", delta_codec=None
+        )
         self.devices = {
             name: self._device(name, encoder_name, kind, weight_decay, activations_codec) for name in devices
         }

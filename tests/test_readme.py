@@ -29,7 +29,11 @@ def test_generated_parts_are_what_the_code_says_now() -> None:
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_every_kind_of_topic_stands_in_the_protocol_table(kind: Kind) -> None:
-    name = {Kind.UPDATE: "<device>/up/update/<n>", Kind.WEIGHTS: "_weights/<name>/<n>"}.get(kind)
+    name = {
+        Kind.UPDATE: "<device>/up/update/<n>",
+        Kind.WEIGHTS: "_weights/<name>/<n>",
+        Kind.DELTA: "_weights/<name>/delta/<n>",
+    }.get(kind)
     shown = name or (str(kind) if str(kind).startswith("_") else f"<device>/{kind}")
     assert f"| `{shown}` |" in section("Protocol")
 

@@ -208,7 +208,14 @@ def _loop(
         ledger=ledger,
         plan=plan,
         guard=guard,
-        publisher=Publisher(link, topics, run=progress.run, fingerprint=fingerprint, dtype=fleet.weights_codec),
+        publisher=Publisher(
+            link,
+            topics,
+            run=progress.run,
+            fingerprint=fingerprint,
+            dtype=fleet.weights_codec,
+            delta_codec=fleet.delta_codec,
+        ),
         desired=Desired(
             settings.pins, tuple(settings.allowed_cuts or ()), settings.desired.codec, settings.desired.paused
         ),

@@ -9,6 +9,7 @@ import torch
 from common.codec import Codec, EncodedTensor, encode
 from common.messages import (
     Activations,
+    DeltaChunk,
     DesiredConfig,
     DeviceStatus,
     Embedding,
@@ -78,6 +79,7 @@ def cases() -> dict[type[object], object]:
         Gradient(BOOT, 70_000, 7, "ok", "", 0.75, 0.001, True, tensor("int4-channel", 2, 4, 4, 6)),
         SplitterUpdate(6, 5, (3, 4, 5, 8)),
         DesiredConfig(2, "int4-zlib", False),
+        DeltaChunk("20260101-1", 9_001, "stem", DIGEST, 0, 1, bytes(range(64))),
         WeightsChunk("20260101-1", 9_001, "stem", 0, 1, bytes(range(64))),
         Manifest(
             run="20260101-1",

@@ -20,6 +20,7 @@ TABLE = [
     (TOPICS.config("pi-1"), f"{PREFIX}/pi-1/down/config", Address(Kind.CONFIG, "pi-1")),
     (TOPICS.weights("stem", 12), f"{PREFIX}/_weights/stem/12", Address(Kind.WEIGHTS, name="stem", chunk=12)),
     (TOPICS.weights("0", 0), f"{PREFIX}/_weights/0/0", Address(Kind.WEIGHTS, name="0", chunk=0)),
+    (TOPICS.delta("7", 1), f"{PREFIX}/_weights/7/delta/1", Address(Kind.DELTA, name="7", chunk=1)),
     (TOPICS.manifest(), f"{PREFIX}/_weights/manifest", Address(Kind.MANIFEST)),
     (TOPICS.trainer_status(), f"{PREFIX}/_trainer/status", Address(Kind.TRAINER_STATUS)),
 ]

@@ -29,6 +29,7 @@ class Device:
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=99)
         self.path = path / "weights.bin"
+        self.fetched: set[str] = set()
         self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32", change_codec="fp32")
         self.weights = WeightsExchange(
             self.link.as_link,
@@ -41,32 +42,40 @@ class Device:
             path=self.path,
         )
 
-    def receive(self, fleet: Published) -> None:
-        """What a broker would deliver: the manifest, and the blocks this device listens to."""
-        for chunk in fleet.chunks(name for name in EVERY if TOPICS.weights_filter(name) in self.link.filters):
-            self.replica.offer_chunk(chunk)
+    def receive(self, fleet: Published, cut: int = 3) -> bool:
+        """What a broker would deliver: the manifest, then the blocks this device fetches; True if the weights moved."""
         self.replica.offer_manifest(fleet.manifest())
-
-    def start(self, fleet: Published, cut: int = 3) -> None:
         self.weights.keep_up(cut=cut, target=cut)
-        self.receive(fleet)
-        assert self.weights.keep_up(cut=cut, target=cut)
+        self.fetched = self.fetches()
+        for chunk in fleet.chunks(sorted(self.fetched)):
+            self.replica.offer_chunk(chunk)
+        return self.weights.keep_up(cut=cut, target=cut)
+
+    def start(self, fleet: Published) -> None:
+        assert self.receive(fleet)
 
     def follows(self) -> set[str]:
+        return {name for name in EVERY if TOPICS.delta_filter(name) in self.link.filters}
+
+    def fetches(self) -> set[str]:
         return {name for name in EVERY if TOPICS.weights_filter(name) in self.link.filters}
 
 
 def test_at_first_every_block_is_fetched_so_that_the_device_can_learn_alone(tmp_path: Path) -> None:
     device = Device(tmp_path)
     assert not device.weights.keep_up(cut=3, target=3)
-    assert device.follows() == set(EVERY)
+    assert device.fetches() == set(), "what there is to fetch the manifest tells"
+    device.replica.offer_manifest(Published().manifest())
+    assert not device.weights.keep_up(cut=3, target=3)
+    assert device.fetches() == set(EVERY)
     assert set(device.link.filters.values()) == {1}, "acknowledged"
 
 
-def test_then_only_the_blocks_below_the_cut_are_followed(tmp_path: Path) -> None:
+def test_then_only_the_steps_of_the_blocks_below_the_cut_are_followed_and_nothing_is_fetched(tmp_path: Path) -> None:
     device = Device(tmp_path)
     device.start(Published())
     assert device.follows() == set(client_names(3))
+    assert device.fetches() == set()
 
 
 def test_the_subscriptions_follow_the_cut_down_before_it_moves_and_back_up_after(tmp_path: Path) -> None:
@@ -84,8 +93,8 @@ def test_a_new_version_needs_only_what_runs_here(tmp_path: Path) -> None:
     fleet, device = Published(), Device(tmp_path)
     device.start(fleet)
     fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
-    device.receive(fleet)
-    assert device.weights.keep_up(cut=3, target=3)
+    assert device.receive(fleet)
+    assert device.fetched == set(client_names(3))
     assert device.replica.version == fleet.version
     assert not device.weights.keep_up(cut=3, target=3), "once"
 
@@ -95,51 +104,57 @@ def test_the_rest_is_fetched_again_every_so_many_versions(tmp_path: Path) -> Non
     device.start(fleet)
     for _ in range(REFRESH_VERSIONS - 1):
         fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
-        device.receive(fleet)
-        device.weights.keep_up(cut=3, target=3)
-        assert device.follows() == set(client_names(3))
+        assert device.receive(fleet)
+        assert device.fetched == set(client_names(3))
     fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
-    device.receive(fleet)
-    device.weights.keep_up(cut=3, target=3)
-    assert device.follows() == set(EVERY)
-    device.receive(fleet)
-    device.weights.keep_up(cut=3, target=3)
+    assert device.receive(fleet)
+    assert device.fetched == set(EVERY)
     assert all(same(block_state(device.encoder, name), fleet.state(name)) for name in EVERY)
-    device.weights.keep_up(cut=3, target=3)
-    assert device.follows() == set(client_names(3))
+    assert device.fetches() == set()
 
 
 def test_into_another_run_a_device_moves_with_every_block(tmp_path: Path) -> None:
     fleet, device = Published(version=40), Device(tmp_path)
     device.start(fleet)
     other = Published(run="run-2", version=1, encoder=build_encoder("mobile", seed=2))
-    device.receive(other)
     before = {name: block_state(device.encoder, name) for name in EVERY}
+    device.replica.offer_manifest(other.manifest())
+    for chunk in other.chunks(client_names(3)):
+        device.replica.offer_chunk(chunk)
     assert not device.weights.keep_up(cut=3, target=3), "the blocks beyond the cut are not here yet"
     assert all(same(block_state(device.encoder, name), before[name]) for name in EVERY)
-    assert device.follows() == set(EVERY)
-    device.receive(other)
     device.path.unlink()
-    assert device.weights.keep_up(cut=3, target=3)
+    assert device.receive(other)
+    assert device.fetched == set(EVERY) - set(client_names(3))
     assert (device.replica.run, device.replica.version) == ("run-2", 1)
     assert all(same(block_state(device.encoder, name), other.state(name)) for name in EVERY)
     assert device.path.exists(), "what is on the disk is of this run as well"
-    assert device.follows() == set(client_names(3))
+    assert device.fetches() == set()
 
 
 def test_in_another_run_the_rest_is_fetched_again_as_often_as_in_the_first(tmp_path: Path) -> None:
     device = Device(tmp_path)
     device.start(Published(version=40))
     other = Published(run="run-2", version=1, encoder=build_encoder("mobile", seed=2))
-    for _ in range(2):
-        device.receive(other)
-        device.weights.keep_up(cut=3, target=3)
-    for _ in range(REFRESH_VERSIONS):
-        assert device.follows() == set(client_names(3))
+    device.receive(other)
+    for version in range(1, REFRESH_VERSIONS + 1):
         other.next(everywhere(other.encoder, 0.5, EVERY))
-        device.receive(other)
-        assert device.weights.keep_up(cut=3, target=3)
-    assert device.follows() == set(EVERY)
+        assert device.receive(other)
+        assert device.fetched == set(EVERY if version == REFRESH_VERSIONS else client_names(3))
+
+
+def test_a_device_that_starts_again_fetches_only_what_has_changed_meanwhile(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    again = Device(tmp_path)
+    assert again.weights.load()
+    again.replica.offer_manifest(fleet.manifest())
+    again.weights.keep_up(cut=3, target=3)
+    assert again.fetches() == set()
+    assert again.replica.current(client_names(5)), "the cut may move: the fleet stands where this device stands"
+    fleet.next(everywhere(fleet.encoder, 0.5, ["0"]))
+    assert again.receive(fleet)
+    assert again.fetched == {"0"}
 
 
 def test_a_version_that_does_not_fit_is_passed_over_and_the_next_one_applied(
@@ -159,7 +174,7 @@ def test_a_version_that_does_not_fit_is_passed_over_and_the_next_one_applied(
     assert len(caplog.records) == said, "once is enough"
     fleet.next({})
     device.receive(fleet)
-    assert device.weights.keep_up(cut=3, target=3)
+    assert device.replica.version == fleet.version
 
 
 def test_a_change_travels_in_chunks_that_make_the_whole_again(tmp_path: Path) -> None:
@@ -195,7 +210,6 @@ def test_the_disk_is_written_at_the_first_version_and_then_seldom(tmp_path: Path
         device.path.unlink(missing_ok=True)
         fleet.next({})
         device.receive(fleet)
-        device.weights.keep_up(cut=3, target=3)
         saved.append(device.path.exists())
     assert saved == ([False] * (SAVE_VERSIONS - 1) + [True]) * 2
 

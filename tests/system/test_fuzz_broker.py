@@ -48,6 +48,7 @@ TYPES: dict[Kind, type[object]] = {
     Kind.SPLITTER: messages.SplitterUpdate,
     Kind.CONFIG: messages.DesiredConfig,
     Kind.WEIGHTS: messages.WeightsChunk,
+    Kind.DELTA: messages.DeltaChunk,
     Kind.MANIFEST: messages.Manifest,
     Kind.TRAINER_STATUS: messages.TrainerStatus,
 }
@@ -66,6 +67,7 @@ UNKNOWN = [
     "streamsplit/v1/test//up/activations",
     "streamsplit/v1/test/_weights/stem/x",
     "streamsplit/v1/test/_weights/stem/70000",
+    "streamsplit/v1/test/_weights/stem/delta/x",
     "streamsplit/v2/test/a/down/config",
     "streamsplit/v1/other/a/down/config",
     "streamsplit",
@@ -88,6 +90,8 @@ def topic_of(fleet: Fleet, kind: Kind, device: str, rng: random.Random) -> str:
             return topics.update(device, rng.choice([0, 1, 7]))
         case Kind.WEIGHTS:
             return topics.weights(rng.choice(["stem", "0", "3", "head", "mixture", "other"]), rng.choice([0, 1]))
+        case Kind.DELTA:
+            return topics.delta(rng.choice(["stem", "0", "3", "head", "other"]), rng.choice([0, 1]))
         case Kind.MANIFEST:
             return topics.manifest()
         case Kind.TRAINER_STATUS:

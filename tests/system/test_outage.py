@@ -59,7 +59,9 @@ class Asking:
         self.version = 0
         settings = load_fleet(self.fleet.fleet_file())
         known, topics = fingerprint(settings), self.fleet.topics
-        publisher = Publisher(self.link, topics, run="a-run", fingerprint=known, dtype=settings.weights_codec)
+        publisher = Publisher(
+            self.link, topics, run="a-run", fingerprint=known, dtype=settings.weights_codec, delta_codec=None
+        )
         publisher.publish(build_encoder(settings.encoder, seed=0), version=0, merged={})
         ready = messages.TrainerStatus("ready", "0123456789abcdef", 1, "a-run", known, 0)
         self.link.retain(topics.trainer_status(), messages.encode(ready))
