@@ -100,7 +100,7 @@ def test_the_defaults_are_the_ones_the_design_measured(tmp_path: Path) -> None:
     assert (device.min_cut, device.splitter.cut, device.splitter.kind) == (3, 5, "fixed")
     assert (device.deadline_ms, device.step_timeout_s, device.speed) == (2000, 30.0, "realtime")
     assert device.codec.startswith("int4")
-    assert trainer.gradient_codec.startswith("int4")
+    assert (trainer.gradient_codec, trainer.device_rate_share) == ("ternary-zlib", 0.3)
 
 
 def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
