@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from common.config_fleet import BrokerConfig, FleetConfig, OptimizerConfig
 from common.config_profile import PowerConfig, Profile, ProfileSources
+from common.config_sending import SendingConfig
 from common.config_types import (
     ENCODER_DEPTH,
     CodecText,
@@ -41,6 +42,7 @@ __all__ = [
     "PowerConfig",
     "Profile",
     "ProfileSources",
+    "SendingConfig",
     "SourceConfig",
     "SplitterConfig",
     "TrainerConfig",
@@ -254,6 +256,7 @@ class DeviceConfig(Settings):
     splitter: SplitterConfig = Field(
         default_factory=SplitterConfig, validate_default=True, description="How the cut is chosen."
     )
+    sending: SendingConfig = Field(default_factory=SendingConfig, description="What is sent of what is captured.")
     codec: CodecText = Field(default_factory=activations_codec, description="Codec of the activations.")
     state_directory: ConfigPath = Field(description="Folder where it keeps its weights; created if absent.")
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the augmentation and of everything random.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -23,9 +24,11 @@ from common.errors import ConfigError, MessageError
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.log_mel import LogMel
+from common.mixture_memory import MixtureMemory
 from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import cut_table, format_cut_table
 from common.topics import Topics
+from device.ambiguity import Ambiguity
 from device.edge_learner import EdgeLearner
 from device.emulation import ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter, PowerModel
@@ -34,12 +37,14 @@ from device.loop import DeviceLoop, NeverReady, Pace
 from device.mailbox import Mailbox
 from device.presence import Presence, last_will
 from device.replica import Replica
+from device.sending import Sending
 from device.senses import Senses
 from device.sources import Source, open_source
 from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
 from device.telemetry import ResourceSampler
 from device.views import Views
 from device.weights_exchange import WeightsExchange
+from device.windows import WINDOW_S
 
 if TYPE_CHECKING:
     from device.shaped_link import ShapedLink
@@ -48,6 +53,9 @@ LOG = logging.getLogger("device")
 DATA_CAPACITY = 512
 OUTBOUND_CAPACITY = 1024  # a whole change of the largest encoder, 350 chunks, and the activations beside it
 LOCAL_TEMPERATURE = 0.1
+LOCAL_STEPS_WAITING = 4  # steps' worth of windows for local steps that a step in flight holds up, where all is sent
+MOST_LOCAL_WAITING = 512  # windows' views, 48 KiB each
+GAPS_AWAITED = 8  # of the mean time between two sent windows: longer ones are rare (tests/device/test_sending.py)
 FAST_DEADLINE_SHARE = 0.8  # in fast mode a batch closes by the set of live devices, the deadline only ends a hang
 
 
@@ -154,6 +162,7 @@ def _loop(
             encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
         ),
         splitter=_splitter(settings),
+        sending=_sending(settings, encoder, MixtureMemory()),
         senses=Senses(
             device=identity.device,
             boot=identity.boot,
@@ -204,6 +213,7 @@ def _weights(
         boot=identity.boot,
         fingerprint=identity.fingerprint,
         path=settings.state_directory / "weights.bin",
+        follow_all=_uses_all_blocks(settings),
     )
     try:
         weights.load()
@@ -212,18 +222,30 @@ def _weights(
     return weights
 
 
+def _uses_all_blocks(settings: DeviceConfig) -> bool:
+    """Whether the device goes on using the blocks beyond its cut while it is connected."""
+    sending = settings.sending
+    learns = settings.local_learning and sending.unsent == "learn"
+    return sending.share < 1 and (learns or sending.by == "uncertainty")
+
+
 def _pace(settings: DeviceConfig) -> Pace:
     lockstep = settings.speed == "fast"
-    timeout_s = settings.step_timeout_s
+    share = settings.sending.share
+    between_s = GAPS_AWAITED * WINDOW_S * (1 / share - 1)  # what is not sent keeps the next part waiting
+    timeout_s = settings.step_timeout_s + between_s
+    local_waiting = LOCAL_STEPS_WAITING * settings.fleet.parts_per_step
     return Pace(
         parts_per_step=settings.fleet.parts_per_step,
         windows=settings.windows,
         min_cut=settings.min_cut,
         first_cut=settings.splitter.cut,
-        deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000,
+        deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000 + between_s,
         step_timeout_s=timeout_s,
         start_timeout_s=settings.connect_timeout_s,
         local_learning=settings.local_learning,
+        learn_unsent=settings.sending.unsent == "learn",
+        local_waiting=max(local_waiting, min(MOST_LOCAL_WAITING, math.ceil(local_waiting / share))),
         lockstep=lockstep,
     )
 
@@ -253,6 +275,16 @@ def _energy(settings: DeviceConfig) -> EnergyMeter:
         return EnergyMeter(power=None)
     power = PowerModel(**settings.profile.power.model_dump(exclude={"source"}))
     return EnergyMeter(power=power, measure=not settings.emulate)
+
+
+def _sending(settings: DeviceConfig, encoder: Encoder, mixture: MixtureMemory) -> Sending:
+    ambiguity = Ambiguity(encoder, mixture)
+    return Sending(
+        share=settings.sending.share,
+        by=settings.sending.by,
+        uncertainty=lambda views: ambiguity.of(views) if mixture.started else None,
+        seed=settings.seed,
+    )
 
 
 def _splitter(settings: DeviceConfig) -> Splitter:

@@ -13,9 +13,11 @@ from device.exchange import Exchange
 
 @dataclass(slots=True)
 class Totals:
-    """Since the start of this process."""
+    """Since the start of this process: ``windows`` captured, of these ``sent``, and ``local``: in local steps."""
 
     windows: int = 0
+    sent: int = 0
+    local: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     steps_sent: int = 0
     local_steps: int = 0
@@ -46,6 +48,8 @@ class Journal:
             kind="step",
             step=exchange.step,
             window=self.totals.windows,
+            sent=self.totals.sent,
+            local=self.totals.local,
             result=result,
             reasons=sorted(exchange.reasons),
             cuts=dict(Counter(str(sent.cut) for sent in exchange.sent.values())),
@@ -60,9 +64,12 @@ class Journal:
     def local_step(self, *, windows: int, loss: float, bytes_up: int, bytes_down: int) -> None:
         """A local step was taken on ``windows`` windows."""
         self.totals.local_steps += 1
+        self.totals.local += windows
         self._write(
             kind="local",
             window=self.totals.windows,
+            sent=self.totals.sent,
+            local=self.totals.local,
             windows=windows,
             loss=loss,
             bytes_up=bytes_up,
@@ -71,7 +78,14 @@ class Journal:
 
     def end(self, *, bytes_up: int, bytes_down: int) -> None:
         """The device stops by itself."""
-        self._write(kind="end", window=self.totals.windows, bytes_up=bytes_up, bytes_down=bytes_down)
+        self._write(
+            kind="end",
+            window=self.totals.windows,
+            sent=self.totals.sent,
+            local=self.totals.local,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+        )
         self._file.close()
 
     def _write(self, **values: object) -> None:

@@ -31,6 +31,7 @@ from device.journal import Journal
 from device.mailbox import Mailbox
 from device.presence import Presence, State
 from device.replica import Replica
+from device.sending import Sending
 from device.senses import Senses
 from device.sources import Source
 from device.splitter import Splitter, allowed_mask
@@ -41,13 +42,15 @@ from device.windows import WINDOW_S, Window
 LOG = logging.getLogger(__name__)
 WINDOW_WAIT_S = 0.2
 ANSWER_WAIT_S = 0.5
-LOCAL_STEPS_WAITING = 4  # windows for local steps that a step in flight holds up; older ones are given up
 DWELL_WINDOWS = 16  # a cut is kept at least this long: moving costs a fetch and a fresh optimizer
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a device goes about its work. ``lockstep``: wait for every version asked for, so that a run repeats."""
+    """How a device goes about its work. ``lockstep``: wait for every version asked for, so that a run repeats.
+
+    ``local_waiting``: windows for local steps that a step in flight holds up; older ones are given up.
+    """
 
     parts_per_step: int
     windows: int | None
@@ -57,6 +60,8 @@ class Pace:
     step_timeout_s: float
     start_timeout_s: float
     local_learning: bool
+    learn_unsent: bool
+    local_waiting: int
     lockstep: bool
 
 
@@ -96,6 +101,7 @@ class DeviceLoop:
         views: Views,
         edge_learner: EdgeLearner,
         splitter: Splitter,
+        sending: Sending,
         senses: Senses,
         stretch: ComputeStretch | None,
         journal: Journal,
@@ -120,13 +126,14 @@ class DeviceLoop:
         self._views = views
         self._edge_learner = edge_learner
         self._splitter = splitter
+        self._sending = sending
         self._senses = senses
         self._stretch = stretch
         self._journal = journal
         self._stop = stop
         self._client_step = ClientStep(encoder, optimizers)
         self._exchange = self._exchange_of(0)
-        self._local: deque[LocalWindow] = deque(maxlen=LOCAL_STEPS_WAITING * pace.parts_per_step)
+        self._local: deque[LocalWindow] = deque(maxlen=pace.local_waiting)
         self._cut = pace.first_cut
         self._target = pace.first_cut
         self._since_change = DWELL_WINDOWS
@@ -219,7 +226,7 @@ class DeviceLoop:
         self._weights.keep_up(cut=self._cut, target=self._target)
         if self._target != self._cut and self._replica.current(client_names(self._target)):
             self._move_cut()
-        if len(self._local) >= self._pace.parts_per_step:
+        while len(self._local) >= self._pace.parts_per_step:
             self._local_step()
 
     def _move_cut(self) -> None:
@@ -253,10 +260,19 @@ class DeviceLoop:
         self._journal.totals.windows += 1
         with self._computing():
             views = self._views(window)
+        learn = self._pace.local_learning
         if self._send_this_one():
-            self._send(window, views, closed_s)
-        elif self._pace.local_learning:
+            if self._worth_sending(views):
+                self._send(window, views, closed_s)
+                return
+            learn = learn and self._pace.learn_unsent
+        if learn:
             self._local.append(LocalWindow(views, window.segment, window.index * WINDOW_S))
+
+    def _worth_sending(self, views: Tensor) -> bool:
+        """The last window closes a step that has begun: without it the others would wait for the deadline."""
+        with self._computing():
+            return self._sending.wants(views, must=bool(self._exchange.sent) and self._finished())
 
     def _send_this_one(self) -> bool:
         """Ask the splitter; what it says about the cut takes effect between steps."""
@@ -279,6 +295,7 @@ class DeviceLoop:
         return not decision.local and self._online()
 
     def _send(self, window: Window, views: Tensor, closed_s: float) -> None:
+        self._journal.totals.sent += 1
         part = len(self._exchange.sent)
         with self._computing():
             activations = self._client_step.forward(views, part=part, cut=self._cut)

@@ -26,7 +26,10 @@ SAVE_VERSIONS = 5  # how seldom the disk is written: a memory card wears
 
 
 class WeightsExchange:
-    """Keeps the replica up to date and the fleet informed."""
+    """Keeps the replica up to date and the fleet informed.
+
+    ``follow_all``: every block follows every version, also those beyond the cut, for a device that goes on using them.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class WeightsExchange:
         boot: str,
         fingerprint: str,
         path: Path,
+        follow_all: bool = False,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -49,6 +53,7 @@ class WeightsExchange:
         self._boot = boot
         self._fingerprint = fingerprint
         self._path = path
+        self._follow_all = follow_all
         self._following = Following(link, topics)
         self._refreshed_version = -1
         self._saved_version = -1
@@ -65,7 +70,8 @@ class WeightsExchange:
         if not self._replica.missing(self._names):
             self._refreshed_version = self._replica.version
         deepest = max(cut, target)
-        self._following.follow(client_names(deepest), whole=self._fetched(deepest))
+        followed = self._names if self._follow_all else client_names(deepest)
+        self._following.follow(followed, whole=self._fetched(deepest))
         if moved and (self._saved_version < 0 or self._replica.version - self._saved_version >= SAVE_VERSIONS):
             self.save()
         return moved
@@ -78,7 +84,7 @@ class WeightsExchange:
             return False
 
     def _needs_all(self) -> bool:
-        return self._replica.another_run or not self._replica.initialised
+        return self._follow_all or self._replica.another_run or not self._replica.initialised
 
     def _fetched(self, deepest: int) -> list[str]:
         """What must come whole: all that is missing once the version that should be here is known."""

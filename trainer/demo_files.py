@@ -87,6 +87,15 @@ def windows_of(options: DemoOptions) -> list[int]:
     return [share + (number < rest) for number in range(options.devices)]
 
 
+def windows_sent(options: DemoOptions) -> int:
+    """The windows that travel, all devices together: the share of the captured ones that the devices send."""
+    share = _with({"sending": {"share": 1.0}}, options.device_settings)["sending"]
+    share = share.get("share", 1.0) if isinstance(share, dict) else 1.0
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        share = 1.0  # the device's configuration says what is wrong with it
+    return max(1, int(0.5 + options.windows * share))
+
+
 def _trainer(options: DemoOptions) -> dict[str, Any]:
     return {
         "fleet": "fleet.yaml",
@@ -94,7 +103,7 @@ def _trainer(options: DemoOptions) -> dict[str, Any]:
         "threads": 2,
         "seed": options.seed,
         "schedule": "anneal",
-        "budget_windows": options.windows,
+        "budget_windows": windows_sent(options),  # what is answered, so that the schedule ends with the run
         "speed": options.speed,
         "expected_devices": options.devices,
     }

@@ -81,6 +81,7 @@ class Report:
     Attributes:
         broker: which broker was used.
         loss: task loss divided by ln(number of candidates).
+        windows: captured; of these ``windows_sent`` travelled, and ``windows_local`` were learned from in local steps.
         cuts: windows of each device at each cut.
         settings: whatever is needed to repeat the run (seed, order, codec, what was held out, …).
     """
@@ -98,6 +99,8 @@ class Report:
     weights_version: int
     wall_s: float
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    windows_sent: int = 0
+    windows_local: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain data, keys as JSON has them; figures that are not finite become None."""
@@ -153,6 +156,7 @@ def summary_text(report: Report) -> str:
     rows = [
         ("broker", report.broker),
         ("devices, windows", f"{report.devices}, {report.windows:,} in {report.wall_s:.0f} s{_rate(report)}"),
+        ("windows sent, local", f"{report.windows_sent:,}, {report.windows_local:,}"),
         ("steps", _steps_text(report.steps)),
         ("bytes", _bytes_text(report.bytes)),
         ("embedding", _latency_text(report.latency_ms.embedding)),

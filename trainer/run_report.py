@@ -19,6 +19,8 @@ class DeviceRun:
     """One device's journal, added up."""
 
     windows: int = 0
+    windows_sent: int = 0
+    windows_local: int = 0
     sent: int = 0
     results: Counter[str] = field(default_factory=Counter)
     cuts: Counter[int] = field(default_factory=Counter)
@@ -50,6 +52,8 @@ def read_device(path: Path) -> DeviceRun:
 
 def _add_life(run: DeviceRun, last: Mapping[str, int]) -> None:
     run.windows += last.get("window", 0)
+    run.windows_sent += last.get("sent", 0)
+    run.windows_local += last.get("local", 0)
     run.bytes_up += last.get("bytes_up", 0)
     run.bytes_down += last.get("bytes_down", 0)
 
@@ -96,6 +100,8 @@ def build_report(
         broker=broker,
         devices=len(runs),
         windows=windows,
+        windows_sent=sum(run.windows_sent for run in runs.values()),
+        windows_local=sum(run.windows_local for run in runs.values()),
         steps=_step_counts(runs),
         bytes=counts,
         latency_ms=Latencies(

@@ -25,7 +25,7 @@ EVERY = names(build_encoder("mobile", seed=0))
 
 
 class Device:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, follow_all: bool = False) -> None:
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=99)
         self.path = path / "weights.bin"
@@ -40,6 +40,7 @@ class Device:
             boot=BOOT,
             fingerprint=FINGERPRINT,
             path=self.path,
+            follow_all=follow_all,
         )
 
     def receive(self, fleet: Published, cut: int = 3) -> bool:
@@ -76,6 +77,17 @@ def test_then_only_the_steps_of_the_blocks_below_the_cut_are_followed_and_nothin
     device.start(Published())
     assert device.follows() == set(client_names(3))
     assert device.fetches() == set()
+
+
+def test_a_device_that_goes_on_using_every_block_follows_every_block(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path, follow_all=True)
+    device.start(fleet)
+    assert device.follows() == set(EVERY)
+    assert device.fetches() == set()
+    fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
+    assert device.receive(fleet)
+    assert device.fetched == set(EVERY), "no step came, so it is fetched whole"
+    assert all(same(block_state(device.encoder, name), fleet.state(name)) for name in EVERY)
 
 
 def test_the_subscriptions_follow_the_cut_down_before_it_moves_and_back_up_after(tmp_path: Path) -> None:

@@ -52,6 +52,17 @@ def test_the_files_written_are_valid_configuration(tmp_path: Path, cut: str) -> 
     assert len(files.devices) == 4
 
 
+@pytest.mark.parametrize(("settings", "budget"), [([], 6000), (["sending.share=0.25", "sending.by=random"], 1500)])
+def test_the_schedule_s_budget_is_what_the_devices_send(tmp_path: Path, settings: list[str], budget: int) -> None:
+    given = [word for setting in settings for word in ("--set-device", setting)]
+    options, _ = parse([*given, "--out", str(tmp_path)])
+    files = write_files(options, "mqtt://127.0.0.1:1883", None)
+    assert config.load_trainer(files.trainer).budget_windows == budget
+    device = config.load_device(files.devices["device-1"])
+    assert device.windows == 1500
+    assert device.sending.share == budget / 6000
+
+
 def test_no_held_out_recording_is_on_a_device_s_list(tmp_path: Path) -> None:
     for fold in (1, 2):
         for take in range(4):

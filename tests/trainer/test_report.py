@@ -38,6 +38,8 @@ REPORT = Report(
     weights_version=31,
     wall_s=92.4,
     settings={"seed": 0, "order": "stream"},
+    windows_sent=2990,
+    windows_local=8,
 )
 SERIES = Series(
     loss_steps=[1, 2, 3],
@@ -67,6 +69,8 @@ def test_the_report_has_exactly_the_documented_keys() -> None:
         "weights_version": 31,
         "wall_s": 92.4,
         "settings": {"seed": 0, "order": "stream"},
+        "windows_sent": 2990,
+        "windows_local": 8,
     }
 
 

@@ -50,6 +50,12 @@ def test_a_restarted_device_adds_its_lives(tmp_path: Path) -> None:
     assert (run.windows, run.bytes_up, run.sent) == (24, 19, 3)
 
 
+def test_windows_that_travelled_and_those_learned_from_locally_are_counted_apart(tmp_path: Path) -> None:
+    lives = [json.dumps({"kind": "end", "window": 40, "sent": sent, "local": 8}) for sent in (10, 11)]
+    run = journal(tmp_path, START, lives[0], START, lives[1])
+    assert (run.windows, run.windows_sent, run.windows_local) == (80, 21, 16)
+
+
 def test_a_line_torn_by_a_kill_is_passed_over(tmp_path: Path) -> None:
     run = journal(tmp_path, START, step(8), '{"kind": "st', START, step(8))
     assert (run.windows, run.sent) == (16, 2)
