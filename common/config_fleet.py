@@ -89,7 +89,7 @@ class FleetConfig(Settings):
 
     fleet: Identity = Field(description="Name of the fleet; stands in every topic.")
     broker: BrokerConfig = Field(description="The MQTT broker.")
-    encoder: Literal["mobile", "resnet18"] = Field(
+    encoder: Literal["mobile", "resnet18", "efficientnet-b0"] = Field(
         default="mobile", description="The encoder all of them train together."
     )
     objective: Literal["hybrid", "cola"] = Field(

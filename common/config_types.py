@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from common.topics import check_device_id
 from common.yaml_tree import PlainText
 
-ENCODER_DEPTH = 8  # L of both encoders; kept here so that reading a file does not load torch
+ENCODER_DEPTH = 8  # L of every encoder; kept here so that reading a file does not load torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ENCODERS: tuple[str, ...] = ("mobile", "resnet18")
+from common.encoder_efficientnet import efficientnet_b0
+
+ENCODERS: tuple[str, ...] = ("mobile", "resnet18", "efficientnet-b0")
 INPUT_SHAPE = (1, 64, 96)  # one channel, mel bands, frames
 HEADS: tuple[str, ...] = ("mlp", "tanh")
 PROJECTION_DIM = 128
@@ -170,6 +172,9 @@ def build_encoder(name: str, seed: int, *, head: str = "mlp") -> Encoder:
         raise ValueError(f"unknown head {head!r}, allowed: {', '.join(HEADS)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+        if name == "efficientnet-b0":
+            stem, blocks, embedding_dim = efficientnet_b0()
+            return Encoder(name=name, stem=stem, blocks=blocks, embedding_dim=embedding_dim, head=head)
         return _mobile(head) if name == "mobile" else _resnet18(head)
 
 

@@ -42,9 +42,9 @@ from device.senses import Senses
 from device.sources import Source, open_source
 from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
 from device.telemetry import ResourceSampler
-from device.views import Views
+from device.views import Views, crops
 from device.weights_exchange import WeightsExchange
-from device.windows import WINDOW_S
+from device.windows import CONTEXT_S, WINDOW_S
 
 if TYPE_CHECKING:
     from device.shaped_link import ShapedLink
@@ -56,6 +56,7 @@ LOCAL_TEMPERATURE = 0.1
 LOCAL_STEPS_WAITING = 4  # steps' worth of windows for local steps that a step in flight holds up, where all is sent
 MOST_LOCAL_WAITING = 512  # windows' views, 48 KiB each
 GAPS_AWAITED = 8  # of the mean time between two sent windows: longer ones are rare (tests/device/test_sending.py)
+RECORDING_REACH_S = 5.0  # to either side of a window, for COLA's crops: the whole of a clip of five seconds
 FAST_DEADLINE_SHARE = 0.8  # in fast mode a batch closes by the set of live devices, the deadline only ends a hang
 
 
@@ -157,7 +158,7 @@ def _loop(
         mailbox=mailbox,
         presence=_presence(settings, identity, link, topics, encoder.depth),
         source=source,
-        views=Views(LogMel(), np.random.default_rng(settings.seed)),
+        views=_views(settings),
         edge_learner=EdgeLearner(
             encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
         ),
@@ -185,6 +186,13 @@ def _loop(
     )
 
 
+def _views(settings: DeviceConfig) -> Views:
+    rng = np.random.default_rng(settings.seed)
+    if settings.fleet.objective == "cola":
+        return crops(LogMel(), rng, reach_s=RECORDING_REACH_S)
+    return Views(LogMel(), rng)
+
+
 def _source(settings: DeviceConfig) -> Source:
     source = settings.source
     return open_source(
@@ -197,6 +205,7 @@ def _source(settings: DeviceConfig) -> Source:
         classes=source.classes,
         seed=source.seed,
         speed=settings.speed,
+        context_s=RECORDING_REACH_S if settings.fleet.objective == "cola" else CONTEXT_S,
     )
 
 

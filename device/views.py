@@ -106,6 +106,20 @@ class Views:
                 picture.narrow(axis, start, width).fill_(fill)
 
 
+def crops(log_mel: Callable[[Tensor], Tensor], rng: np.random.Generator, *, reach_s: float) -> Views:
+    """Views for COLA: B is a crop from anywhere within `reach_s` of the window, and nothing is done to it."""
+    return Views(
+        log_mel,
+        rng,
+        shift_s=reach_s,
+        gain_db=0.0,
+        mix=0.0,
+        noise_snr_db=None,
+        time_masks=0,
+        frequency_masks=0,
+    )
+
+
 def _level(sound: _Sound) -> float:
     return float(np.sqrt(np.dot(sound, sound) / sound.shape[0]))
 

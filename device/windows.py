@@ -19,7 +19,7 @@ from common.audio_file import tile_to
 from common.log_mel import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE_HZ
-CONTEXT_SAMPLES = SAMPLE_RATE_HZ // 2
+CONTEXT_S = 0.5  # on either side, unless a source is told otherwise
 
 # no-audio: nothing, or digital silence, for some seconds, but it may come back. exhausted: there will be no more.
 SourceState = Literal["ok", "no-audio", "exhausted"]
@@ -30,8 +30,8 @@ Speed = Literal["fast", "realtime"]
 class Window:
     """One window and where it comes from.
 
-    `samples` [15360] float32 in [-1, 1] at 16 kHz. `context` [15360..31360] float32 is the neighbourhood inside the
-    same segment with the window at `offset`: `context[offset:offset + 15360]` equals `samples`. `index` counts the
+    `samples` [15360] float32 in [-1, 1] at 16 kHz. `context` [15360..] float32 is the neighbourhood inside the same
+    segment with the window at `offset`: `context[offset:offset + 15360]` equals `samples`. `index` counts the
     windows of this device's stream, `segment` its stretches without a gap. `closed_s` is when the last sample was
     there: on the monotonic clock for live and real-time sources; in a `fast` replay the audio time since the start of
     the stream, so that a run repeats and neighbouring windows of a clip are 0.96 s apart at any speed.
@@ -68,10 +68,13 @@ def shuffled_clip(samples: NDArray[np.float32], rng: np.random.Generator) -> Cli
     return Clip(samples=samples, starts=(int(rng.integers(0, samples.shape[0] - WINDOW_SAMPLES + 1)),))
 
 
-def neighbourhood(samples: NDArray[np.float32], start: int) -> tuple[NDArray[np.float32], int]:
-    """A copy of up to half a second on either side of the window that starts there, and the window's offset in it."""
-    first = max(0, start - CONTEXT_SAMPLES)
-    last = min(samples.shape[0], start + WINDOW_SAMPLES + CONTEXT_SAMPLES)
+def neighbourhood(
+    samples: NDArray[np.float32], start: int, *, context_s: float = CONTEXT_S
+) -> tuple[NDArray[np.float32], int]:
+    """A copy of up to `context_s` on either side of the window that starts there, and the window's offset in it."""
+    reach = round(context_s * SAMPLE_RATE_HZ)
+    first = max(0, start - reach)
+    last = min(samples.shape[0], start + WINDOW_SAMPLES + reach)
     return samples[first:last].copy(), start - first
 
 
@@ -88,6 +91,7 @@ class Replay:
         *,
         speed: Speed,
         backlog: int = 16,
+        context_s: float = CONTEXT_S,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -96,6 +100,7 @@ class Replay:
         self._clips = clips
         self._realtime = speed == "realtime"
         self._backlog = backlog
+        self._context_s = context_s
         self._clock = clock
         self._wait = wait
         self._started_s = clock() if self._realtime else 0.0
@@ -154,7 +159,7 @@ class Replay:
     def _cut(self) -> Window:
         assert self._clip is not None
         start = self._clip.starts[self._place]
-        context, offset = neighbourhood(self._clip.samples, start)
+        context, offset = neighbourhood(self._clip.samples, start, context_s=self._context_s)
         window = Window(
             samples=context[offset : offset + WINDOW_SAMPLES],
             context=context,
@@ -172,7 +177,8 @@ class Replay:
 class LiveWindows:
     """Cuts a live stream: samples go in as they arrive, windows come out as they close."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, context_s: float = CONTEXT_S) -> None:
+        self._context_s = context_s
         self._buffer = np.zeros(0, dtype=np.float32)
         self._start = 0
         self._segment = 0
@@ -185,7 +191,7 @@ class LiveWindows:
             raise ValueError(f"a live stream is mono samples [n], not {list(samples.shape)}")
         self._buffer = np.concatenate([self._buffer, samples.astype(np.float32, copy=False)])
         while self._start + WINDOW_SAMPLES <= self._buffer.shape[0]:
-            context, offset = neighbourhood(self._buffer, self._start)
+            context, offset = neighbourhood(self._buffer, self._start, context_s=self._context_s)
             self._start += WINDOW_SAMPLES
             window = Window(
                 samples=context[offset : offset + WINDOW_SAMPLES],
@@ -197,7 +203,7 @@ class LiveWindows:
             )
             self._ready.append(window)
             self._index += 1
-        passed = max(0, self._start - CONTEXT_SAMPLES)
+        passed = max(0, self._start - round(self._context_s * SAMPLE_RATE_HZ))
         self._buffer, self._start = self._buffer[passed:], self._start - passed
 
     def gap(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from common.errors import ConfigError
-from device.windows import SourceState, Speed, Window
+from device.windows import CONTEXT_S, SourceState, Speed, Window
 
 Order = Literal["stream", "shuffled"]
 SourceKind = Literal["folder", "microphone", "soundscape"]
@@ -45,20 +45,26 @@ def open_source(
     classes: tuple[str, ...] | None = None,
     seed: int = 0,
     speed: Speed = "fast",
+    context_s: float = CONTEXT_S,
 ) -> Source:
-    """The source of that kind; what does not concern it is ignored. Raises ConfigError where it cannot be used."""
+    """The source of that kind; what does not concern it is ignored. Raises ConfigError where it cannot be used.
+
+    `context_s`: how much of the same segment a window carries on either side.
+    """
     if kind == "folder":
         from device.sources.folder import FolderSource
 
         if path is None:
             raise ConfigError("a folder source needs a path")
-        return FolderSource(path, list_file=list_file, order=order, repeat=repeat, seed=seed, speed=speed)
+        return FolderSource(
+            path, list_file=list_file, order=order, repeat=repeat, seed=seed, speed=speed, context_s=context_s
+        )
     if kind == "soundscape":
         from device.sources.soundscape import SoundscapeSource
 
-        return SoundscapeSource(classes=classes, order=order, seed=seed, speed=speed)
+        return SoundscapeSource(classes=classes, order=order, seed=seed, speed=speed, context_s=context_s)
     if kind == "microphone":
         from device.sources.microphone import MicrophoneSource
 
-        return MicrophoneSource(card=card)
+        return MicrophoneSource(card=card, context_s=context_s)
     raise ConfigError(f"no kind of source {kind!r}: allowed are folder, microphone, soundscape")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from common.audio_file import AUDIO_SUFFIXES, AudioFileError, audio_seconds, read_audio
 from common.errors import ConfigError
 from device.sources import Order
-from device.windows import Clip, Replay, SourceState, Speed, Window, shuffled_clip, stream_clip
+from device.windows import CONTEXT_S, Clip, Replay, SourceState, Speed, Window, shuffled_clip, stream_clip
 
 # A long recording is played in pieces of at most this: bounds the memory for decoding, and lets its parts be shuffled.
 PIECE_S = 30.0
@@ -52,6 +52,7 @@ class FolderSource:
         repeat: bool = True,
         seed: int = 0,
         speed: Speed = "fast",
+        context_s: float = CONTEXT_S,
         cache_bytes: int = CACHE_BYTES,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
@@ -62,7 +63,7 @@ class FolderSource:
         self._rng = np.random.default_rng(seed)
         self._decoded = _DecodedClips(cache_bytes)
         self._pieces = _pieces(folder, _listed(folder, list_file) if list_file else _found(folder))
-        self._replay = Replay(self._clips(), speed=speed, clock=clock, wait=wait)
+        self._replay = Replay(self._clips(), speed=speed, context_s=context_s, clock=clock, wait=wait)
 
     @property
     def state(self) -> SourceState:

@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.log_mel import SAMPLE_RATE_HZ
 from device.sources.card import ALSA_CARDS, Block, Capture, Card, import_sounddevice, input_cards, matching
 from device.sources.resampler import StreamResampler
-from device.windows import WINDOW_S, LiveWindows, SourceState, Window
+from device.windows import CONTEXT_S, WINDOW_S, LiveWindows, SourceState, Window
 
 # One step of 16-bit samples: what never moves further is a muted or missing microphone, not a quiet room.
 DIGITAL_SILENCE = 1.5 / 32_768
@@ -43,6 +43,7 @@ class MicrophoneSource:
         self,
         *,
         card: str | None = None,
+        context_s: float = CONTEXT_S,
         capacity_s: float = 8.0,
         no_audio_s: float = 3.0,
         stalled_s: float = 2.0,
@@ -62,7 +63,7 @@ class MicrophoneSource:
         self._clock = clock
         self._wait = wait
         self._alsa_cards = alsa_cards
-        self._windows = LiveWindows()
+        self._windows = LiveWindows(context_s=context_s)
         self._capture: Capture | None = None
         self._resampler = StreamResampler(SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
         self._overruns_before, self._lost_s_before = 0, 0.0

@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import ConfigError
 from common.soundscape import CLASSES, clip
 from device.sources import Order
-from device.windows import Clip, Replay, SourceState, Speed, Window, shuffled_clip, stream_clip
+from device.windows import CONTEXT_S, Clip, Replay, SourceState, Speed, Window, shuffled_clip, stream_clip
 
 SHORTEST_S, LONGEST_S = 4.0, 6.0
 
@@ -29,6 +29,7 @@ class SoundscapeSource:
         order: Order = "stream",
         seed: int = 0,
         speed: Speed = "fast",
+        context_s: float = CONTEXT_S,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -38,7 +39,7 @@ class SoundscapeSource:
             raise ConfigError(f"no sound class {', '.join(unknown)}: allowed are {', '.join(CLASSES)}")
         self._begin = stream_clip if order == "stream" else shuffled_clip
         self._rng = np.random.default_rng(seed)
-        self._replay = Replay(self._events(), speed=speed, clock=clock, wait=wait)
+        self._replay = Replay(self._events(), speed=speed, context_s=context_s, clock=clock, wait=wait)
 
     @property
     def state(self) -> SourceState:

@@ -362,7 +362,7 @@ def test_every_objective_has_a_head_that_an_encoder_can_have() -> None:
     assert set(HEAD_OF.values()) == set(HEADS)
 
 
-def test_the_depth_known_to_the_configuration_is_that_of_both_encoders() -> None:
+def test_the_depth_known_to_the_configuration_is_that_of_every_encoder() -> None:
     from common.encoder import ENCODERS, build_encoder
 
     assert FleetConfig.model_fields["encoder"].annotation.__args__ == ENCODERS  # type: ignore[union-attr]

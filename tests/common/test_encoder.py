@@ -45,6 +45,16 @@ def test_resnet18_is_the_papers() -> None:
     assert 11.1e6 < _count(resnet.stem) + _count(resnet.blocks) < 11.4e6
 
 
+def test_efficientnet_b0_is_the_papers_but_for_the_classifier() -> None:
+    b0 = build_encoder("efficientnet-b0", seed=0)
+    shapes = [b0.activation_shape(cut) for cut in range(9)]
+    assert [shape[0] for shape in shapes] == [32, 16, 24, 40, 80, 112, 192, 320, 1280]
+    assert (shapes[0], shapes[5], shapes[8]) == ((32, 32, 48), (112, 4, 6), (1280,))
+    # 5,288,548 with 1,281,000 of the classifier for 1,000 classes, and a stem for three channels instead of one
+    assert _count(b0.stem) + _count(b0.blocks) == 5_288_548 - 1_281_000 - 2 * 9 * 32
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.Dropout) for module in b0.modules())
+
+
 def test_every_cut_computes_what_the_uncut_encoder_computes(encoder: Encoder, x: torch.Tensor) -> None:
     with torch.no_grad():
         whole = encoder(x)
@@ -119,7 +129,7 @@ def test_activations_of_another_cut_are_refused_in_a_sentence(x: torch.Tensor) -
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="allowed: mobile, resnet18"):
+    with pytest.raises(ValueError, match="allowed: mobile, resnet18, efficientnet-b0"):
         build_encoder("vgg", 0)
     with pytest.raises(ValueError, match="allowed: mlp, tanh"):
         build_encoder("mobile", 0, head="linear")

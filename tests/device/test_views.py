@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.log_mel import FRAMES, MEL_BANDS, WINDOW_SAMPLES, LogMel
 from common.soundscape import CLASSES, clip
-from device.views import Views
+from device.views import Views, crops
 from device.windows import Window, neighbourhood
 
 # Every augmentation off: what a test is about is then switched on.
@@ -105,6 +105,22 @@ def test_a_window_is_not_changed_by_its_views() -> None:
     before = window.context.copy()
     Views(LogMel(), np.random.default_rng(0))(window)
     np.testing.assert_array_equal(window.context, before)
+
+
+def test_crops_alone_are_unaltered_and_come_from_the_whole_recording() -> None:
+    heard = Heard()
+    views = crops(heard, np.random.default_rng(0), reach_s=5.0)
+    sound = _clip(3)
+    context, offset = neighbourhood(sound, 10_000, context_s=5.0)
+    window = Window(sound[10_000 : 10_000 + WINDOW_SAMPLES], context, offset, segment=0, index=0, closed_s=0.0)
+    starts = []
+    for _ in range(60):
+        views(window)
+        other = heard.waveforms[-1][1].numpy()
+        found = [at for at in np.flatnonzero(sound == other[0]) if np.array_equal(sound[at:][:WINDOW_SAMPLES], other)]
+        starts.append(found[0])
+    assert min(starts) < 8_000
+    assert max(starts) > len(sound) - WINDOW_SAMPLES - 8_000
 
 
 def test_view_b_is_cropped_from_all_of_the_context_and_nothing_else() -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.log_mel import WINDOW_SAMPLES
+from common.log_mel import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from device.windows import (
-    CONTEXT_SAMPLES,
+    CONTEXT_S,
     WINDOW_S,
     Clip,
     LiveWindows,
@@ -15,6 +15,8 @@ from device.windows import (
     shuffled_clip,
     stream_clip,
 )
+
+CONTEXT_SAMPLES = round(CONTEXT_S * SAMPLE_RATE_HZ)
 
 
 def _ramp(samples: int, start: int = 0) -> np.ndarray:
@@ -74,6 +76,24 @@ def test_the_context_reaches_half_a_second_to_either_side_inside_the_clip(start:
     first, last = max(0, start - 8_000), min(80_000, start + WINDOW_SAMPLES + 8_000)
     np.testing.assert_array_equal(context, _ramp(last - first, first))
     assert context[offset] == start
+
+
+def test_a_replay_told_so_gives_every_window_the_whole_of_its_clip() -> None:
+    replay = Replay(iter([Clip(_ramp(80_000), (0, 60_000))]), speed="fast", context_s=5.0)
+    for window, offset in zip(_take(replay, 3), (0, 60_000), strict=True):
+        np.testing.assert_array_equal(window.context, _ramp(80_000))
+        assert window.offset == offset
+
+
+def test_a_live_window_told_so_remembers_more_of_what_came_before() -> None:
+    live = LiveWindows(context_s=2.0)
+    for start in range(0, 200_000, 1_000):
+        live.push(_ramp(1_000, start), arrived_s=start / 16_000)
+    offsets = []
+    while (window := live.pop()) is not None:
+        offsets.append(window.offset)
+        assert window.context[0] == window.samples[0] - window.offset
+    assert offsets == [0, 15_360, 30_720, *[32_000] * (len(offsets) - 3)]
 
 
 def test_a_replay_numbers_windows_through_and_segments_by_clip() -> None:
