@@ -94,7 +94,8 @@ class FleetConfig(Settings):
     )
     objective: Literal["hybrid", "cola"] = Field(
         default="hybrid",
-        description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording.",
+        description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording. "
+        "Of the trainer's keys for the loss, cola heeds false_negative_s alone.",
     )
     parts_per_step: int = Field(
         default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."

@@ -103,7 +103,9 @@ Number = Annotated[float, BeforeValidator(_number)]
 ConfigPath = Annotated[Path, BeforeValidator(_path), Means("path")]
 ExistingFile = Annotated[Path, BeforeValidator(_path), AfterValidator(_file), Means("path of an existing file")]
 Identity = Annotated[str, AfterValidator(_identity), Means("name of lower-case letters, digits and hyphens")]
-CodecText = Annotated[str, AfterValidator(_codec), Means("codec such as fp16, int8, int4-channel, int4-zlib or ternary-zlib")]
+CodecText = Annotated[
+    str, AfterValidator(_codec), Means("codec such as fp16, int8, int4-channel, int4-zlib or ternary-zlib")
+]
 Cut = Annotated[int, Field(ge=0, le=ENCODER_DEPTH)]
 
 

@@ -57,7 +57,8 @@ class Excitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` to the same shape."""
         weights = self.widen(functional.silu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
-        return x * weights[:, :, None, None]
+        weighed: Tensor = x * weights[:, :, None, None]
+        return weighed
 
 
 class Top(nn.Module):

@@ -163,7 +163,7 @@ def _loop(
             encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
         ),
         splitter=_splitter(settings),
-        sending=_sending(settings, encoder, MixtureMemory()),
+        sending=_sending(settings, encoder, MixtureMemory(dim=encoder.projection_dim)),
         senses=Senses(
             device=identity.device,
             boot=identity.boot,

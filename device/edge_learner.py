@@ -16,7 +16,10 @@ NEIGHBOUR_S = 1.5  # windows of one stretch closer than this hear the same event
 
 
 class EdgeLearner:
-    """Local steps: InfoNCE over the windows that were not sent, every block and the head trained."""
+    """Local steps: InfoNCE over the windows that were not sent, every block and the head trained.
+
+    InfoNCE on projections of unit length whatever the fleet's objective: COLA's bilinear form stays on the trainer.
+    """
 
     def __init__(
         self, encoder: Encoder, optimizers: BlockOptimizers, *, temperature: float, learning_rate: float
