@@ -7,7 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,10 @@ _ESC_NAME = re.compile(r"(?P<fold>[1-9])-(?P<source>\d+)-(?P<take>[A-Z])(-\d+)?"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One audio file: ``relative`` (to the searched folder, with ``/``), its class, and its name's fold and source."""
+    """One audio file: ``relative`` (to the searched folder, with ``/``), its class, fold and source recording.
+
+    Fold and source come from its name, or from a published table.
+    """
 
     path: Path
     relative: str
@@ -41,11 +44,15 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Clips to train on, clips never trained on, and in words ``how`` they were chosen."""
+    """Clips to train on, clips never trained on, and in words ``how`` they were chosen.
+
+    ``missing``: recordings that a table names, with file and line, and that are not there.
+    """
 
     training: list[Clip]
     held_out: list[Clip]
     how: str
+    missing: list[str] = field(default_factory=list)
 
 
 def find_clips(folder: Path) -> list[Clip]:
@@ -70,9 +77,9 @@ def find_clips(folder: Path) -> list[Clip]:
 def hold_out(clips: Sequence[Clip], fold: int) -> Split:
     """Split off the clips to evaluate on; the same clips and fold always give the same split.
 
-    If every name carries a fold (ESC-10, ESC-50), the whole ``fold`` is held out. Otherwise it is the ``fold``-th fifth
-    (1 to 5) of the files, in the order of a hash of their relative paths and per label where there are labels. The
-    takes of one source recording stay together.
+    If every clip has a fold, the whole ``fold`` is held out; what other folds have of its source recordings is left out
+    altogether. Otherwise it is the ``fold``-th fifth (1 to 5) of the files, in the order of a hash of their relative
+    paths and per label where there are labels, the takes of one source recording together.
 
     Raises:
         ConfigError: there is no such fold, or too few files to hold any out.
@@ -84,8 +91,11 @@ def hold_out(clips: Sequence[Clip], fold: int) -> Split:
     if fold not in folds:
         raise ConfigError(f"fold {fold}: the recordings have the folds {', '.join(map(str, folds))}")
     held = [clip for clip in clips if clip.fold == fold]
-    training = [clip for clip in clips if clip.fold != fold]
-    return Split(training, held, f"fold {fold} of {', '.join(map(str, folds))} held out: {_count(held, clips)}")
+    heard = {clip.source for clip in held} - {None}
+    training = [clip for clip in clips if clip.fold != fold and clip.source not in heard]
+    torn = len(clips) - len(held) - len(training)
+    also = f", {torn} of the same source recordings in other folds left out" if torn else ""
+    return Split(training, held, f"fold {fold} of {', '.join(map(str, folds))} held out: {_count(held, clips)}{also}")
 
 
 def shards(clips: Sequence[Clip], count: int, mode: ShardMode, seed: int) -> list[list[Clip]]:
@@ -133,7 +143,8 @@ def _hold_out_part(clips: Sequence[Clip], fold: int, *, named: int) -> Split:
     training = [clip for clip in clips if _source(clip) not in held_sources]
     if not held or not training:
         raise ConfigError(f"{len(clips)} recordings are too few to hold some out: at least two are needed")
-    reason = "names carry no folds" if not named else f"only {named} of {len(clips)} names carry a fold"
+    reason = f"only {named} of {len(clips)} names carry a fold" if named else "names carry no folds"
+    reason = "all are of one fold" if named == len(clips) else reason
     stratified = ", chosen per class" if any(clip.label is not None for clip in clips) else ""
     return Split(
         training,

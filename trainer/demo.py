@@ -21,7 +21,8 @@ from common import soundscape
 from common.link import Link
 from common.topics import Topics, is_data
 from trainer import checkpoint
-from trainer.dataset import Split, find_clips, hold_out
+from trainer.dataset import Split
+from trainer.dataset_layouts import listed, split_recordings
 from trainer.demo_files import FLEET, DemoFiles, DemoOptions, write_files
 from trainer.evaluate import evaluate_encoder, evaluate_untrained, restore_encoder
 from trainer.fleet_view import FleetView
@@ -51,9 +52,11 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
     torch.set_num_threads(1)  # small convolutions: threads that wait for each other cost more than they give
     console = Console()
     _forget_earlier_run(options.out)
-    split = hold_out(find_clips(options.data), options.fold) if options.data else None
+    split = split_recordings(options.data, options.fold, esc10=options.esc10) if options.data else None
     if split is not None:
         console.print(f"{split.how}; none of it is trained on")
+        for line in listed("not there", split.missing):
+            console.print(line, highlight=False, markup=False)
     files = write_files(options, broker_url, split)
     started_s = time.monotonic()
     train(options, files, broker_url, console)

@@ -39,6 +39,7 @@ class DemoOptions:
     trainer_settings: tuple[tuple[str, object], ...] = ()
     fleet_settings: tuple[tuple[str, object], ...] = ()
     device_settings: tuple[tuple[str, object], ...] = ()
+    esc10: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from common.codec import Codec
 from common.config_models import ENCODER_DEPTH
 from common.encoder import ENCODERS
 from common.errors import ConfigError
+from trainer.dataset_layouts import DATA_HELP, ESC10_HELP
 from trainer.demo_files import DemoOptions
 
 SPLITTERS = ("heuristic",)
@@ -42,6 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:
         trainer_settings=tuple(_setting(text, "--set", "the trainer's file") for text in given.set),
         fleet_settings=tuple(_setting(text, "--set-fleet", "the fleet file") for text in given.set_fleet),
         device_settings=tuple(_setting(text, "--set-device", "a device's file") for text in given.set_device),
+        esc10=given.esc10,
     )
     problems = list(_problems(options))
     if problems:
@@ -86,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--devices", type=int, default=4, help="devices")
     add("--windows", type=int, default=6000, help="windows of 0.96 s, all devices together")
-    add("--data", type=Path, help="folder of recordings, or of class folders; without it a synthetic soundscape")
+    add("--data", type=Path, help=f"{DATA_HELP}; without labels no evaluation, without it a synthetic soundscape")
+    add("--esc10", action="store_true", help=ESC10_HELP)
     add("--fold", type=int, default=1, help="fold (or fifth of the files) that is held out for evaluation")
     add("--order", choices=("stream", "shuffled"), default="stream", help="contiguous windows, or random ones")
     add("--shard", choices=("iid", "by-class"), default="iid", help="how recordings are dealt to the devices")

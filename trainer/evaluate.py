@@ -1,4 +1,4 @@
-"""How good a frozen encoder is on labelled clips: linear probe and 5-nearest-neighbours on held-out ones.
+"""How good a frozen encoder is on labelled clips: linear probe, neighbours, and what its uncertainty is worth.
 
 Features of a clip are mean and maximum of its embeddings over half-overlapping windows, standardised on the training
 clips. ``python -m trainer.evaluate`` compares a checkpoint with untrained encoders.
@@ -22,8 +22,10 @@ from torch import Tensor
 from common.config import EXIT_CONFIG
 from common.encoder import Encoder, build_encoder
 from common.errors import ConfigError
+from common.mixture_memory import MixtureMemory
+from trainer.calibration import calibration, restore_mixture
 from trainer.checkpoint import Checkpoint, latest, load
-from trainer.dataset import find_clips, hold_out
+from trainer.dataset_layouts import DATA_HELP, ESC10_HELP, listed, split_recordings
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
 from trainer.probes import Scores, mean_scores, score
 from trainer.quality import effective_rank
@@ -73,6 +75,20 @@ def evaluate_untrained(encoder_name: str, clips: ProbeSet, *, seed: int, count: 
     return mean_scores([evaluate_encoder(build_encoder(encoder_name, seed + i), clips) for i in range(count)])
 
 
+def clip_uncertainty(encoder: Encoder, mixture: MixtureMemory, clips: ProbeSet) -> tuple[float, ...]:
+    """Uncertainty in 0..1 of each held-out clip: the mean of ``mixture.uncertainty`` over its windows' projections.
+
+    In the order of `Scores.names`. ``mixture`` lies on the CPU.
+    """
+    counts = np.diff([*clips.starts, len(clips.log_mels)])
+    embeddings = window_embeddings(encoder, clips.log_mels[torch.from_numpy(np.repeat(clips.held_out, counts))])
+    with torch.inference_mode():
+        projections = encoder.project(embeddings.to(next(encoder.parameters()).device)).cpu()
+        uncertainty = mixture.uncertainty(projections).numpy().astype(np.float64)
+    windows = counts[clips.held_out]
+    return tuple((np.add.reduceat(uncertainty, np.cumsum(windows) - windows) / windows).tolist())
+
+
 def restore_encoder(checkpoint: Checkpoint) -> Encoder:
     """Build the checkpoint's encoder with its weights, averaged ones where it has them (`trainer.averaging`).
 
@@ -98,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(1)  # small convolutions: threads that wait for each other cost more than they give
     try:
-        result = evaluate_checkpoint(arguments.checkpoint, arguments.data, fold=arguments.fold, seed=arguments.seed)
+        result = evaluate_checkpoint(
+            arguments.checkpoint, arguments.data, fold=arguments.fold, seed=arguments.seed, esc10=arguments.esc10
+        )
     except ConfigError as error:
         sys.stderr.write(f"evaluate: {error}\n")
         return EXIT_CONFIG
@@ -108,10 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int) -> dict[str, Any]:
+def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int, esc10: bool = False) -> dict[str, Any]:
     """Score a checkpoint (a file, or a folder's newest) and untrained encoders on a folder's held-out clips.
 
-    Returns plain data, ready for JSON; unreadable recordings are listed in it.
+    Returns plain data, ready for JSON; missing and unreadable recordings are listed in it. ``esc10``: of ESC-50, only
+    the classes of ESC-10.
 
     Raises:
         ConfigError: no usable checkpoint, no labelled recordings, or no such fold.
@@ -121,11 +140,13 @@ def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int) -> dict
         raise ConfigError(f"{path}: no checkpoint in this folder")
     checkpoint = load(file)
     encoder = restore_encoder(checkpoint)
-    split = hold_out(find_clips(data), fold)
+    mixture = restore_mixture(checkpoint)
+    split = split_recordings(data, fold, esc10=esc10)
     unreadable: list[Unreadable] = []
     clips = probe_set(read_probe_clips(split, unreadable.append))
     trained = evaluate_encoder(encoder, clips)
     untrained = evaluate_untrained(checkpoint.encoder_name, clips, seed=seed)
+    checked = None if mixture is None else calibration(clip_uncertainty(encoder, mixture, clips), trained.knn_hits)
     return {
         "checkpoint": str(file),
         "run": checkpoint.run,
@@ -135,16 +156,19 @@ def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int) -> dict
         "held_out": split.how,
         "untrained": asdict(untrained),
         "trained": asdict(trained),
+        "uncertainty": None if checked is None else asdict(checked),
+        "missing": split.missing,
         "unreadable": [asdict(file) for file in unreadable],
     }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="evaluate", description="Linear probe and 5-NN accuracy of a checkpoint on labelled recordings."
+        prog="evaluate", description="Linear probe, 5-NN, precision@10 and more of a checkpoint on labelled recordings."
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or a folder of them (its newest)")
-    parser.add_argument("--data", type=Path, required=True, help="a folder with one folder of recordings per class")
+    parser.add_argument("--data", type=Path, required=True, help=DATA_HELP)
+    parser.add_argument("--esc10", action="store_true", help=ESC10_HELP)
     parser.add_argument(
         "--fold", type=int, default=1, help="what to score on: the fold that training left out (default 1)"
     )
@@ -167,8 +191,18 @@ def _table(result: Mapping[str, Any]) -> str:
             f"{title:<28}{scores['linear']:>8.1%}{scores['knn']:>8.1%}{scores['precision_at_10']:>8.1%}"
             f"{silhouette:>12}{scores['effective_rank']:>16.1f}"
         )
+    lines += _uncertainty_lines(result["uncertainty"])
+    lines += listed("not there", result["missing"])
     lines += [f"left out: {file['path']}: {file['why']}" for file in result["unreadable"]]
     return "\n".join(lines) + "\n"
+
+
+def _uncertainty_lines(checked: Mapping[str, Any] | None) -> list[str]:
+    if checked is None:
+        return ["uncertainty: the checkpoint has no mixture that has started"]
+    auroc = "not defined" if checked["auroc"] is None else f"{checked['auroc']:.2f}"
+    quarters = ", ".join(f"{share:.0%}" for share in checked["error_by_quartile"])
+    return [f"uncertainty of a clip against errors of 5-NN: AUROC {auroc}; errors by quartile: {quarters or '-'}"]
 
 
 if __name__ == "__main__":

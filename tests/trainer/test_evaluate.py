@@ -177,7 +177,7 @@ def test_the_command_ends_with_one_line_of_json(
     assert main([str(checkpoint.parent), "--data", str(recordings), "--fold", "2", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
-    assert result["held_out"] == "fold 2 of 1, 2 held out: 9 of 17 files"
+    assert result["held_out"] == "2 class folders: fold 2 of 1, 2 held out: 9 of 17 files"
     assert result["checkpoint"] == str(checkpoint)
     assert (result["run"], result["weights_version"], result["windows"]) == ("run-1", 7, 560)
     assert (result["trained"]["clips"], result["trained"]["held_out"]) == (16, 8)
