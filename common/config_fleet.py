@@ -102,6 +102,12 @@ class FleetConfig(Settings):
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer at both ends.")
     weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format of the whole weights.")
+    negligible_change: Number = Field(
+        default=1e-4,
+        ge=0,
+        le=1,
+        description="A change shorter than this share of its blocks is kept back; no merge waits for it.",
+    )
     delta_codec: Literal["int8", "int4"] | None = Field(
         default="int4",
         description="Number format of the step from version to version; null: every version travels whole.",

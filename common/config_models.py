@@ -114,6 +114,12 @@ class TrainerConfig(Settings):
     merge_deadline_s: Number = Field(
         default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."
     )
+    trim: Number = Field(
+        default=0.15,
+        ge=0,
+        lt=0.5,
+        description="Share of a block's changes left out on either side of every value, from three on; 0: none.",
+    )
     max_lag: int = Field(
         default=4, ge=1, le=1000, description="Parts more than this many weights versions old are stale."
     )

@@ -223,6 +223,7 @@ def _weights(
         fingerprint=identity.fingerprint,
         path=settings.state_directory / "weights.bin",
         follow_all=_uses_all_blocks(settings),
+        negligible_change=settings.fleet.negligible_change,
     )
     try:
         weights.load()

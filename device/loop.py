@@ -338,8 +338,10 @@ class DeviceLoop:
             self._optimizers.release([name for name in self._optimizers.taken if name not in moved])
         self._senses.step_over(exchange)
         self._exchange = self._exchange_of(exchange.step + 1)
-        if exchange.merge and self._weights.publish_change() and self._pace.lockstep:
-            self._await_version()
+        if exchange.merge:
+            self._weights.answer_merge()
+            if self._pace.lockstep:
+                self._await_version()
 
     def _await_version(self) -> None:
         """In lockstep nothing is computed on weights that are about to be replaced."""

@@ -8,8 +8,9 @@ only when the digest of every block the device needs matches the manifest, all a
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from common.change_blob import State, most_bytes, pack_blocks, unpack_blocks
@@ -218,18 +219,26 @@ class Replica:
         self._trained.update(blocks)
         self.local_windows += local_windows
 
-    def change(self) -> Change | None:
-        """The whole change since the base, packed; None without one. It stays unsent until a manifest names it."""
-        changed = self._changed()
-        if not changed:
+    def change(self, *, negligible: float = 0.0) -> Change | None:
+        """The whole change since the base, packed; it stays unsent until a manifest names it.
+
+        None without one, and where it is shorter than ``negligible`` times the blocks that it changes.
+        """
+        changed = sorted(self._changed())
+        blocks = self._unsent(changed)
+        if not changed or _length(blocks) < negligible * _length({name: self._base[name] for name in changed}):
             return None
-        blocks = self._unsent(sorted(changed))
         blob = pack_blocks(blocks, self._change_codec)
         self._seq += 1
         self._trained.clear()
         arriving = unpack_blocks(blob, blocks)
         self._remember(SentChange(self._boot, self._seq, arriving, self.local_windows))
         return Change(self.run, self._seq, self.version, self.local_windows, blob)
+
+    def nothing(self) -> Change:
+        """What says that there is no change worth sending."""
+        self._seq += 1
+        return Change(self.run, self._seq, self.version, 0, pack_blocks({}, self._change_codec))
 
     def _remember(self, sent: SentChange) -> None:
         self._sent[sent.boot, sent.seq] = sent
@@ -269,3 +278,7 @@ class Replica:
             self._remember(sent)
         self.local_windows = stored.local_windows
         self.run, self.version = stored.run, stored.version
+
+
+def _length(blocks: Mapping[str, State]) -> float:
+    return math.sqrt(sum(float(value.square().sum()) for state in blocks.values() for value in state.values()))

@@ -16,7 +16,7 @@ from common.split import block_state, client_names, names
 from common.topics import Topics
 from device import weights_file
 from device.following import Following
-from device.replica import Replica
+from device.replica import Change, Replica
 
 LOG = logging.getLogger(__name__)
 # How seldom the blocks beyond the cut are fetched again, for learning without the link: at cut 5 of `mobile` that is
@@ -43,6 +43,7 @@ class WeightsExchange:
         fingerprint: str,
         path: Path,
         follow_all: bool = False,
+        negligible_change: float = 0.0,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -54,6 +55,7 @@ class WeightsExchange:
         self._fingerprint = fingerprint
         self._path = path
         self._follow_all = follow_all
+        self._negligible = negligible_change
         self._following = Following(link, topics)
         self._refreshed_version = -1
         self._saved_version = -1
@@ -93,11 +95,18 @@ class WeightsExchange:
         due = self._replica.announced_version - self._refreshed_version >= REFRESH_VERSIONS
         return self._replica.missing(self._names if due or self._needs_all() else client_names(deepest))
 
+    def answer_merge(self) -> None:
+        """A merge asks: publish the change, or that there is none worth sending, so that nobody waits for it."""
+        self._publish(self._replica.change(negligible=self._negligible) or self._replica.nothing())
+
     def publish_change(self) -> bool:
         """Publish everything learned here and not merged yet; True if there was anything."""
         change = self._replica.change()
-        if change is None:
-            return False
+        if change is not None:
+            self._publish(change)
+        return change is not None
+
+    def _publish(self, change: Change) -> None:
         chunks = split(change.blob)
         whole = digest(change.blob)
         for index, data in enumerate(chunks):
@@ -113,7 +122,6 @@ class WeightsExchange:
                 data=data,
             )
             self._link.publish(self._topics.update(self._device, index), messages.encode(chunk), qos=1)
-        return True
 
     def save(self) -> None:
         """Write what this device knows to its disk."""

@@ -36,6 +36,7 @@ from device.weights_exchange import WeightsExchange
 from tests.fakes import FakeLink
 from trainer.answering import Answering, Control, Snapshot
 from trainer.batcher import Batcher, Part
+from trainer.captured import Captured
 from trainer.hybrid_loss import HybridLoss
 from trainer.objective import Hybrid
 from trainer.publisher import Publisher
@@ -194,7 +195,10 @@ class Fleet:
         self.topics = Topics("golden")
         self.encoder = build_encoder(encoder_name, seed=1)
         self.batcher = Batcher(max_lag=0, parts_per_step=parts_per_step)
-        self.ledger = WeightsLedger(self.encoder, version=0, discount=0.5, local_cap=0)
+        # Without trimming: a trimmed mean of several devices' changes is not the gradient of their batch.
+        self.ledger = WeightsLedger(
+            self.encoder, version=0, discount=0.5, local_cap=0, trim=0.0, captured=Captured(None)
+        )
         self.link = FakeLink()
         self._gradient_codec = Codec.parse(gradient_codec)
         self._rounding = torch.Generator().manual_seed(5)

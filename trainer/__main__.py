@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from trainer import checkpoint
 from trainer.answering import Answering
 from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher
+from trainer.captured import Captured
 from trainer.cola import Cola
 from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
@@ -91,6 +93,8 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
         version=max(progress.weights_version, retained) + 1,
         discount=STALENESS_DISCOUNT,
         local_cap=LOCAL_WINDOWS_CAP,
+        trim=settings.trim,
+        captured=Captured(None if settings.speed == "fast" else time.monotonic),
         merged=progress.merged,
     )
     LOG.info("run %s, step %d, weights version %d, %s", progress.run, progress.steps, ledger.version, software())

@@ -181,6 +181,9 @@ class TrainerLoop:
         else:
             LOG.error("merge refused, the last good weights stay: %s", verdict.reason)
             self._ledger.refuse()
+        clipping = self._ledger.clipping
+        if clipping.clipped:
+            LOG.info("%d of %d changes of blocks were clipped", clipping.clipped, clipping.judged)
         self._plan.merged()
         self._save_checkpoint()
         self._answering.snapshot = snapshot(self._encoder, self._mixture, self._ledger.version)

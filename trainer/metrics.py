@@ -31,6 +31,7 @@ METRICS: dict[str, str] = {
     "alignment": "mean squared distance between the two views' projections: 0 is perfect",
     "uniformity": "log of the mean Gaussian potential between projections: 0 is collapsed, lower is better spread",
     "learning_rate": "learning rate of the step",
+    "clipped_share": "share of the devices' changes of blocks that were clipped at the latest merge (trainer.clipping)",
     "devices": "devices with at least one window in the batch",
     "quantisation_error": "relative L2 error of the gradients sent back (of every eighth), by their quantisation",
     "seconds": "time from the closed batch to its last gradient handed to the link",
@@ -55,6 +56,7 @@ class StepMetrics:
     alignment: float | None
     uniformity: float | None
     learning_rate: float
+    clipped_share: float | None
     devices: int
     quantisation_error: float | None
     seconds: float

@@ -138,6 +138,7 @@ class Training:
             alignment=alignment(view_a, view_b),
             uniformity=uniformity(view_a),
             learning_rate=learning_rate,
+            clipped_share=self._ledger.clipping.share,
             devices=len({part.device for part in batch}),
             quantisation_error=error,
             seconds=seconds,

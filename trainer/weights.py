@@ -2,35 +2,38 @@
 
 ``new = master + sum_p w_p * change_p`` for each block, over its participants: each device whose cut lies above it and
 the trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is the participant's share of the windows
-that the trainer counted, discounted by staleness: what a stale change loses goes to nobody. What is published is
-rounded to the weights' dtype; the rounding error stays in ``master`` and is published later.
+that the trainer counted, discounted by staleness: what a stale change loses goes to nobody. Devices are not trusted:
+their changes are clipped (`clipping`), trimmed where there are three or more (`robust_mean`), and the windows that they
+say they learned from alone count as far as they can have captured them (`captured`). What is published is rounded; the
+rounding error stays in ``master`` and is published later.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.change_blob import State
 from common.encoder import Encoder
 from common.split import block_state, client_names, load_block, names
 from trainer.batcher import Part
+from trainer.captured import Captured
+from trainer.clipping import Clipping, length
+from trainer.robust_mean import weighted_sum
 
 SERVER = ""  # the trainer's own name among the participants: no device can be called this
-# A change is clipped to this many times the length of the block it changes. AdamW at 2e-3 moves `resnet18`'s smallest
-# weights by six times their own size in 25 steps; beyond ten it is no learning, and would soon be beyond fp16.
-LONGEST_CHANGE = 10.0
 DEVICES_REMEMBERED = 1_024  # as many as a manifest can name
 # So many merges in a row a change is left out because one of its blocks has no windows. Then that block counts as one
 # window: of a block that a device has given up, windows may never be counted again, and the rest must not wait for it.
 LEFT_OUT_AT_MOST = 2
+# Windows that a device may have captured beyond those that the trainer sees pass: a step or two on their way.
+CAPTURED_SLACK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A device's change as it arrived."""
+    """A device's change as it arrived; one without blocks says that there is nothing worth sending."""
 
     device: str
     boot: str
@@ -50,11 +53,19 @@ class WeightsLedger:
         version: int,
         discount: float,
         local_cap: int,
+        trim: float,
+        captured: Captured,
         merged: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         self._encoder = encoder
         self._discount = discount
         self._local_cap = local_cap
+        self._trim = trim
+        self._captured = captured
+        self._since: dict[str, float] = {}  # device -> windows that had passed at its last merge
+        self._start = captured.windows()
+        self._judged: dict[str, dict[str, tuple[float, float]]] = {}
+        self.clipping = Clipping()
         self._master = {name: block_state(encoder, name) for name in names(encoder)}
         self._windows: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._offered: dict[str, Contribution] = {}
@@ -66,6 +77,7 @@ class WeightsLedger:
 
     def count(self, parts: Sequence[Part]) -> None:
         """Count a batch: each part for its device below its cut and for the trainer from there on."""
+        self._captured.count(parts)
         every = names(self._encoder)
         for part in parts:
             own = client_names(part.cut)
@@ -90,6 +102,7 @@ class WeightsLedger:
 
     def preview(self) -> dict[str, State]:
         """What the next merge would make of every block; nothing is changed."""
+        self._judged = {}
         return {name: self._merged_block(name) for name in names(self._encoder)}
 
     def commit(self, merged: dict[str, State]) -> None:
@@ -103,6 +116,7 @@ class WeightsLedger:
 
     def _next_version(self) -> None:
         taken = self._taken()
+        self.clipping.remember(self._judged)
         for name, state in self._master.items():
             load_block(self._encoder, name, state)
         self.version += 1
@@ -111,7 +125,9 @@ class WeightsLedger:
             self.merged.pop(device, None)  # so that the order is that of the merges
             self.merged[device] = (one.boot, one.seq)
             self._merged_in[device] = self.version
+            self._since[device] = self._captured.windows()
         while len(self.merged) > DEVICES_REMEMBERED:
+            self._since.pop(next(iter(self.merged)), None)
             del self._merged_in[next(iter(self.merged))]
             del self.merged[next(iter(self.merged))]
         self._forget(taken)
@@ -130,19 +146,24 @@ class WeightsLedger:
         weights = self._weights(name)
         if set(weights) <= {SERVER}:
             return block_state(self._encoder, name)
-        merged = {key: value.clone() for key, value in master.items()}
-        for participant, weight in weights.items():
-            change = self._change(participant, name)
-            for key, value in merged.items():
-                value.add_(change[key], alpha=weight)
+        merged = weighted_sum(
+            [(weights[device], change) for device, change in self._clipped(name, weights.keys() - {SERVER}).items()],
+            trim=self._trim,
+        )
+        own, live = weights.get(SERVER, 0.0), block_state(self._encoder, name)
+        for key, value in merged.items():  # the trainer's own change is never trimmed away
+            value.add_(live[key] - master[key], alpha=own).add_(master[key])
         return merged
 
-    def _change(self, participant: str, name: str) -> State:
-        master = self._master[name]
-        if participant != SERVER:
-            return _clipped(self._offered[participant].blocks[name], LONGEST_CHANGE * _length(master))
-        live = block_state(self._encoder, name)
-        return {key: live[key] - master[key] for key in live}
+    def _clipped(self, name: str, devices: Iterable[str]) -> dict[str, State]:
+        changes = {device: self._offered[device].blocks[name] for device in sorted(devices)}
+        windows = {device: self._counted(device, name) for device in changes}
+        scales = self.clipping.scales(name, changes, windows, block_length=length(self._master[name]))
+        self._judged[name] = {device: (length(change), scales[device]) for device, change in changes.items()}
+        return {
+            device: change if scales[device] == 1.0 else {key: v * scales[device] for key, v in change.items()}
+            for device, change in changes.items()
+        }
 
     def _weights(self, name: str) -> dict[str, float]:
         """Participant -> share of the windows, discounted by how many versions old its base is."""
@@ -157,7 +178,8 @@ class WeightsLedger:
         return [
             device
             for device in self.offered
-            if self._freshness(device) > 0.0
+            if self._offered[device].blocks
+            and self._freshness(device) > 0.0
             and all(self._counted(device, name) for name in self._offered[device].blocks)
         ]
 
@@ -166,22 +188,18 @@ class WeightsLedger:
 
     def _counted(self, device: str, name: str) -> int:
         """The windows for which a device's change of a block counts."""
-        counted = self._windows[name].get(device, 0) + min(self._offered[device].local_windows, self._local_cap)
+        counted = self._windows[name].get(device, 0) + self._learned_alone(device)
         if counted == 0 and self._left_out.get(device, 0) >= LEFT_OUT_AT_MOST:
             return int(any(device in others for others in self._windows.values()))
         return counted
+
+    def _learned_alone(self, device: str) -> int:
+        """The windows that a device says it learned from alone, as far as it can have captured them beside the rest."""
+        passed = self._captured.windows() - self._since.get(device, self._start) + CAPTURED_SLACK
+        answered = max((counted.get(device, 0) for counted in self._windows.values()), default=0)
+        return max(0, min(self._offered[device].local_windows, self._local_cap, int(passed) - answered))
 
     def _freshness(self, participant: str) -> float:
         if participant == SERVER:
             return 1.0
         return self._discount ** (self.version - self._offered[participant].base_version)
-
-
-def _length(state: State) -> float:
-    """Over all tensors together, in double precision: what a device sends may square beyond single."""
-    return math.sqrt(sum(float(value.double().square().sum()) for value in state.values()))
-
-
-def _clipped(change: State, longest: float) -> State:
-    length = _length(change)
-    return change if length <= longest else {key: value * (longest / length) for key, value in change.items()}

@@ -25,7 +25,7 @@ EVERY = names(build_encoder("mobile", seed=0))
 
 
 class Device:
-    def __init__(self, path: Path, *, follow_all: bool = False) -> None:
+    def __init__(self, path: Path, *, follow_all: bool = False, negligible_change: float = 0.0) -> None:
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=99)
         self.path = path / "weights.bin"
@@ -41,6 +41,7 @@ class Device:
             fingerprint=FINGERPRINT,
             path=self.path,
             follow_all=follow_all,
+            negligible_change=negligible_change,
         )
 
     def receive(self, fleet: Published, cut: int = 3) -> bool:
@@ -211,6 +212,27 @@ def test_a_change_travels_in_chunks_that_make_the_whole_again(tmp_path: Path) ->
     assert {chunk.digest for chunk in chunks} == {digest(blob)}
     blocks = unpack_blocks(blob, {name: block_state(device.encoder, name) for name in EVERY})
     assert sorted(blocks) == sorted(EVERY)
+
+
+def test_a_merge_that_asks_is_answered_also_where_there_is_nothing_worth_sending(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path, negligible_change=1e-2)
+    device.start(fleet)
+    for step, worth in [(0.0, False), (1e-4, False), (0.25, True)]:
+        learn(device.encoder, step, client_names(3))
+        device.replica.trained(client_names(3), local_windows=8)
+        device.weights.answer_merge()
+        chunk = messages.decode(UpdateChunk, device.link.take_published()[0].payload)
+        shapes = {name: block_state(device.encoder, name) for name in EVERY}
+        assert bool(unpack_blocks(chunk.data, shapes)) == worth if chunk.count == 1 else worth
+        assert chunk.local_windows == (24 if worth else 0), "what was kept back counts when it is sent"
+
+
+def test_a_device_that_leaves_sends_what_it_has_however_little(tmp_path: Path) -> None:
+    device = Device(tmp_path, negligible_change=1e-2)
+    device.start(Published())
+    learn(device.encoder, 1e-4, client_names(3))
+    device.replica.trained(client_names(3))
+    assert device.weights.publish_change()
 
 
 def test_the_disk_is_written_at_the_first_version_and_then_seldom(tmp_path: Path) -> None:

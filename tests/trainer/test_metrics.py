@@ -22,6 +22,7 @@ SAMPLE = StepMetrics(
     alignment=None,
     uniformity=-2.0,
     learning_rate=0.002,
+    clipped_share=0.0,
     devices=8,
     quantisation_error=0.05,
     seconds=0.12,

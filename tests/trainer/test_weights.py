@@ -11,7 +11,9 @@ from common.change_blob import State
 from common.encoder import Encoder, build_encoder
 from common.split import block_parameters, block_state, client_names, load_block, names
 from trainer.batcher import Part
-from trainer.weights import DEVICES_REMEMBERED, LEFT_OUT_AT_MOST, LONGEST_CHANGE, Contribution, WeightsLedger
+from trainer.captured import WINDOW_S, Captured
+from trainer.clipping import TIMES_THE_BLOCK, TIMES_THE_OTHERS
+from trainer.weights import CAPTURED_SLACK, DEVICES_REMEMBERED, LEFT_OUT_AT_MOST, Contribution, WeightsLedger
 
 DISCOUNT = 0.5
 LOCAL_CAP = 10
@@ -49,10 +51,19 @@ def contribution(
 class Trainer:
     """A live encoder with its ledger; remembers where it started."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, trim: float = 0.0) -> None:
         self.encoder = build_encoder("mobile", seed=0)
         self.start = {name: block_state(self.encoder, name) for name in names(self.encoder)}
-        self.ledger = WeightsLedger(self.encoder, version=START_VERSION, discount=DISCOUNT, local_cap=LOCAL_CAP)
+        self.now_s = 0.0
+        self.ledger = WeightsLedger(
+            self.encoder,
+            version=START_VERSION,
+            discount=DISCOUNT,
+            local_cap=LOCAL_CAP,
+            trim=trim,
+            captured=Captured(lambda: self.now_s),
+        )
+        self.now_s = 1e6  # long enough that every window can have been captured
 
     def train(self, blocks: Sequence[str], seed: int = 99) -> dict[str, State]:
         """The trainer's own steps: move these blocks of the live encoder; returns by how much."""
@@ -195,7 +206,7 @@ def test_a_device_without_any_windows_is_left_out_for_as_long_as_it_has_none() -
 
 def test_a_change_so_stale_that_nothing_of_it_would_be_left_is_left_out() -> None:
     encoder = build_encoder("mobile", seed=0)
-    ledger = WeightsLedger(encoder, version=5_000, discount=0.5, local_cap=1)
+    ledger = WeightsLedger(encoder, version=5_000, discount=0.5, local_cap=1, trim=0.0, captured=Captured(None))
     ledger.count([part("a", 3)])
     ledger.offer(contribution("a", changes(encoder, ["stem"], 1), base=0))
     ledger.commit(ledger.preview())
@@ -273,7 +284,9 @@ def test_a_version_names_the_latest_merged_change_of_every_device_also_of_those_
 
 def test_a_trainer_that_goes_on_remembers_what_was_merged() -> None:
     encoder = build_encoder("mobile", seed=0)
-    ledger = WeightsLedger(encoder, version=12, discount=0.5, local_cap=1, merged={"a": (BOOT, 4)})
+    ledger = WeightsLedger(
+        encoder, version=12, discount=0.5, local_cap=1, trim=0.0, captured=Captured(None), merged={"a": (BOOT, 4)}
+    )
     assert ledger.merged == {"a": (BOOT, 4)}
     blocks = changes(encoder, ["stem"], 1)
     ledger.offer(contribution("a", blocks, seq=5, base=11))
@@ -284,8 +297,9 @@ def test_a_trainer_that_goes_on_remembers_what_was_merged() -> None:
 
 def test_it_remembers_as_many_devices_as_a_manifest_can_name() -> None:
     trainer = Trainer()
+    still = changes(trainer.encoder, ["stem"], 1, size=0.0)
     for number in range(DEVICES_REMEMBERED + 3):
-        trainer.ledger.offer(contribution(f"d{number}", {}))
+        trainer.ledger.offer(contribution(f"d{number}", still, local=1))
     trainer.merge()
     assert len(trainer.ledger.merged) == DEVICES_REMEMBERED
     assert "d0" not in trainer.ledger.merged
@@ -344,4 +358,140 @@ def test_a_change_out_of_all_proportion_is_clipped_to_its_block(size: float) -> 
     before = torch.cat([value.flatten() for value in trainer.start["2"].values()])
     after = torch.cat([value.detach().flatten() for value in block_parameters(trainer.encoder, "2")])
     moved = torch.linalg.vector_norm((after - before).double())
-    assert float(moved) == pytest.approx(LONGEST_CHANGE * float(before.norm()), rel=1e-4)
+    assert float(moved) == pytest.approx(TIMES_THE_BLOCK * float(before.norm()), rel=1e-4)
+
+
+# -- devices that are not to be trusted -------------------------------------------------------------------------------
+
+
+def length_of(state: Mapping[str, torch.Tensor]) -> float:
+    return float(torch.cat([value.flatten() for value in state.values()]).double().norm())
+
+
+def offer_all(trainer: Trainer, blocks: Mapping[str, dict[str, State]], windows: int = 4) -> None:
+    for device, change in blocks.items():
+        trainer.ledger.count([part(device, 3)] * windows)
+        trainer.ledger.offer(contribution(device, change))
+
+
+def of_devices(trainer: Trainer, devices: str, blocks: Sequence[str] = ("stem",)) -> dict[str, dict[str, State]]:
+    return {device: changes(trainer.encoder, blocks, seed) for seed, device in enumerate(devices)}
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.15, 0.4])
+def test_equal_changes_merge_into_themselves_however_much_is_trimmed(trim: float) -> None:
+    trainer = Trainer(trim=trim)
+    equal = changes(trainer.encoder, client_names(3), 1)
+    own = trainer.train(["3"])
+    for windows, device in enumerate("abcde", start=1):
+        offer_all(trainer, {device: equal}, windows)
+    trainer.merge()
+    for name in client_names(3):
+        trainer.assert_moved(name, [(1.0, equal[name])])
+    trainer.assert_moved("3", [(1.0, own["3"])])
+
+
+def test_of_three_devices_the_middle_one_decides_every_value_and_the_trainers_own_share_stays() -> None:
+    trainer = Trainer(trim=0.15)
+    blocks = of_devices(trainer, "abc", ["stem", "3"])
+    own = trainer.train(["3"])
+    for device, change in blocks.items():
+        trainer.ledger.count([part(device, 4)] * 2)
+        trainer.ledger.offer(contribution(device, change))
+    trainer.ledger.count([part("shallow", 3)] * 6)
+    trainer.merge()
+    middle = {
+        name: {
+            key: torch.stack([blocks[d][name][key] for d in "abc"]).median(dim=0).values for key in blocks["a"][name]
+        }
+        for name in ("stem", "3")
+    }
+    trainer.assert_moved("stem", [(1.0, middle["stem"])])
+    trainer.assert_moved("3", [(6 / 12, own["3"]), (6 / 12, middle["3"])])
+
+
+def test_two_devices_cannot_be_told_apart_and_are_not_trimmed() -> None:
+    trainer = Trainer(trim=0.15)
+    blocks = of_devices(trainer, "ab")
+    offer_all(trainer, blocks)
+    trainer.merge()
+    trainer.assert_moved("stem", [(1 / 2, blocks["a"]["stem"]), (1 / 2, blocks["b"]["stem"])])
+
+
+def test_one_hostile_device_among_five_moves_the_weights_less_than_an_honest_one_would() -> None:
+    honest, attacked = Trainer(trim=0.15), Trainer(trim=0.15)
+    blocks = of_devices(honest, "abcd")
+    offer_all(honest, blocks)
+    offer_all(attacked, {**blocks, "evil": changes(attacked.encoder, ["stem"], 9, size=1e6)})
+    honest.merge()
+    attacked.merge()
+    wanted, got = block_state(honest.encoder, "stem"), block_state(attacked.encoder, "stem")
+    assert length_of({key: got[key] - value for key, value in wanted.items()}) < length_of(blocks["a"]["stem"])
+    assert attacked.ledger.clipping.share == 1 / 5
+    assert honest.ledger.clipping.share == 0.0
+
+
+def test_a_change_much_longer_than_the_others_is_shortened_to_a_few_times_theirs() -> None:
+    trainer = Trainer()
+    blocks, mad = of_devices(trainer, "abc"), changes(trainer.encoder, ["stem"], 9, size=1.0)
+    offer_all(trainer, {**blocks, "evil": mad})
+    usual = sorted(length_of(one["stem"]) for one in [*blocks.values(), mad])[1:3]
+    longest = TIMES_THE_OTHERS * sum(usual) / 2
+    trainer.merge()
+    shortened = {key: value * (longest / length_of(mad["stem"])) for key, value in mad["stem"].items()}
+    trainer.assert_moved("stem", [*((1 / 4, one["stem"]) for one in blocks.values()), (1 / 4, shortened)])
+
+
+def test_a_device_that_learned_from_more_windows_may_have_moved_farther() -> None:
+    trainer = Trainer()
+    offer_all(trainer, of_devices(trainer, "abc"), windows=2)
+    offer_all(trainer, {"busy": changes(trainer.encoder, ["stem"], 9, size=5e-3)}, windows=4)
+    trainer.merge()
+    assert trainer.ledger.clipping.share == 0.0
+
+
+def test_a_device_alone_is_judged_by_what_came_before() -> None:
+    trainer = Trainer()
+    for seq, (size, clipped) in enumerate([(1e-3, 0.0), (9e-3, 0.0), (1.0, 1.0)], start=1):
+        trainer.ledger.count([part("a", 3)] * 4)
+        blocks = changes(trainer.encoder, ["stem"], seq, size=size)
+        trainer.ledger.offer(contribution("a", blocks, seq=seq, base=START_VERSION + seq - 1))
+        trainer.merge()
+        assert trainer.ledger.clipping.share == clipped
+
+
+def test_windows_that_cannot_have_been_captured_do_not_count() -> None:
+    trainer = Trainer()
+    blocks = of_devices(trainer, "ab")
+    a, b = blocks["a"], blocks["b"]
+    offer_all(trainer, blocks, windows=20)
+    trainer.merge()
+    trainer.start["stem"] = block_state(trainer.encoder, "stem")
+    passed, answered = 12, 20
+    trainer.now_s += (passed + 0.5) * WINDOW_S
+    trainer.ledger.count([part(device, 3) for device in "ab"] * answered)
+    trainer.ledger.offer(contribution("a", a, seq=2, base=START_VERSION + 1))
+    trainer.ledger.offer(contribution("b", b, seq=2, base=START_VERSION + 1, local=1_000_000))
+    alone = passed + CAPTURED_SLACK - answered
+    assert 0 < alone < LOCAL_CAP
+    trainer.merge()
+    total = 2 * answered + alone
+    trainer.assert_moved("stem", [(answered / total, a["stem"]), ((answered + alone) / total, b["stem"])])
+
+
+def test_an_answer_that_there_is_nothing_to_send_is_not_waited_for_and_its_windows_stay_counted() -> None:
+    trainer = Trainer()
+    blocks = of_devices(trainer, "ab")
+    a, b = blocks["a"], blocks["b"]
+    trainer.ledger.count([part("a", 3)] * 4 + [part("b", 3)] * 12)
+    trainer.ledger.offer(contribution("a", a))
+    trainer.ledger.offer(contribution("b", {}))
+    assert trainer.ledger.offered == ("a", "b")
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, a["stem"])])
+    assert trainer.ledger.merged == {"a": (BOOT, 1)}
+    trainer.ledger.count([part("a", 3)] * 4)
+    for device, change in blocks.items():
+        trainer.ledger.offer(contribution(device, change, seq=2, base=START_VERSION + 1))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, a["stem"]), (4 / 16, a["stem"]), (12 / 16, b["stem"])])

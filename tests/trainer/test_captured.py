@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+
+from trainer.batcher import Part
+from trainer.captured import WINDOW_S, Captured
+
+
+def part(device: str, index: int, boot: str = "a" * 16) -> Part:
+    return Part(device, boot, 0, 0, True, 5, 0, 1.0, 0, index, 0.0, "", torch.zeros(1))
+
+
+def test_in_real_time_the_clock_counts_whatever_devices_say() -> None:
+    captured = Captured(lambda: 10 * WINDOW_S)
+    captured.count([part("a", 2**40)])
+    assert captured.windows() == 10
+
+
+def test_in_fast_mode_the_streams_count_from_where_each_was_first_heard() -> None:
+    captured = Captured(None)
+    captured.count([part("a", 1_000), part("b", 5)])
+    assert captured.windows() == 0
+    captured.count([part("a", 1_040), part("b", 45)])
+    assert captured.windows() == 40
+
+
+def test_no_single_stream_moves_the_fleets_time() -> None:
+    captured = Captured(None)
+    captured.count([part(device, 0) for device in "abc"])
+    captured.count([part("a", 20), part("b", 20), part("c", 2**40)])
+    assert captured.windows() == 20
+
+
+def test_time_never_goes_back_when_devices_restart_or_join() -> None:
+    captured = Captured(None)
+    captured.count([part("a", 0), part("b", 0)])
+    captured.count([part("a", 100), part("b", 100)])
+    captured.count([part("a", 0, "b" * 16), part("c", 7), part("d", 8)])
+    assert captured.windows() == 100
+    captured.count([part("a", 30, "b" * 16), part("b", 130), part("c", 37), part("d", 38)])
+    assert captured.windows() == 130
