@@ -40,12 +40,9 @@ from tests.bench.accuracy_rows import (
     ROWS,
     Case,
     Row,
-    add_changes,
-    changed_row,
-    changes,
-    settings,
 )
 from tests.bench.accuracy_runs import CaseProcesses, run_cases
+from tests.bench.accuracy_settings import add_changes, changed_row, changes, settings
 from tests.bench.accuracy_summary import summary
 from trainer.dataset import find_clips
 

@@ -22,7 +22,8 @@ import torch
 from common.encoder import Encoder, build_encoder
 from common.link import Link
 from tests.bench.accuracy_results import Evaluated, Result
-from tests.bench.accuracy_rows import Case, add_changes, changed_row, settings
+from tests.bench.accuracy_rows import Case
+from tests.bench.accuracy_settings import add_changes, changed_row, settings
 from tests.bench.hostile import HostileLink
 from tests.bench.in_process import run_in_process
 from trainer import checkpoint

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from tests.bench.accuracy_results import RESULTS, Store
-from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ROWS, settings
+from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ROWS
+from tests.bench.accuracy_settings import settings
 from tests.bench.accuracy_summary import summary
 
 NOT_RUN = "not run yet"

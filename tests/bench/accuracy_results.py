@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tests.bench.accuracy_rows import Row, digest, same_settings, settings
+from tests.bench.accuracy_rows import Row
+from tests.bench.accuracy_settings import digest, same_settings, settings
 
 RESULTS = Path(__file__).parent / "results"
 

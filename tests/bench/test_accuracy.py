@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 
 from common.errors import ConfigError
-from tests.bench import accuracy, accuracy_pictures, accuracy_rows, accuracy_runs
+from tests.bench import accuracy, accuracy_pictures, accuracy_rows, accuracy_runs, accuracy_settings
 from tests.bench.accuracy_report import markdown, tables
 from tests.bench.accuracy_results import Evaluated, Finished, Result, Store
-from tests.bench.accuracy_rows import HEADLINE, ROWS, Case, Row, digest, same_settings, settings
+from tests.bench.accuracy_rows import HEADLINE, ROWS, Case, Row
 from tests.bench.accuracy_runs import CaseFailed, CaseProcesses, run_cases
+from tests.bench.accuracy_settings import digest, same_settings, settings
 from tests.bench.accuracy_summary import auroc, compare, summary
 
 CLIPS = 20
@@ -84,7 +85,7 @@ def test_a_case_under_other_settings_is_run_again(tmp_path: Path, monkeypatch: p
     assert missing(Store(tmp_path), SHUFFLED, folds=(1,)) == []
     changed = replace(SHUFFLED, options=replace(SHUFFLED.options, trainer_settings=(("sw_weight", 7.0),)))
     assert missing(Store(tmp_path), changed, folds=(1,)) == [("shuffled", 1, 0)]
-    monkeypatch.setattr(accuracy_rows, "REVISION", accuracy_rows.REVISION + 1)
+    monkeypatch.setattr(accuracy_settings, "REVISION", accuracy_settings.REVISION + 1)
     assert missing(Store(tmp_path), SHUFFLED, folds=(1,)) == [("shuffled", 1, 0)]
 
 
@@ -279,7 +280,7 @@ def test_the_page_has_the_table_what_is_missing_and_who_is_better(tmp_path: Path
 
 def test_the_page_marks_what_was_run_before_a_default_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path)
-    monkeypatch.setattr(accuracy_rows, "REVISION", accuracy_rows.REVISION + 1)
+    monkeypatch.setattr(accuracy_settings, "REVISION", accuracy_settings.REVISION + 1)
     page = markdown(tmp_path)
     assert "| StreamSplit† | 75.0 %" in page
     assert "† run before a default changed." in page
@@ -318,17 +319,17 @@ def test_an_unknown_row_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_changes_reach_the_row() -> None:
     given = accuracy._parser().parse_args(["--windows", "99", "--set", "sw_weight=3", "--set-device", "min_cut=4"])
-    row = accuracy_rows.changed_row("shuffled", given)
+    row = accuracy_settings.changed_row("shuffled", given)
     found = settings(row)
     assert (found["demo.windows"], found["demo.order"]) == (99, "shuffled")
     assert (found["trainer.sw_weight"], found["device.min_cut"]) == (3.0, 4)
-    assert accuracy_rows.changes(given) == ["--windows", "99", "--set", "sw_weight=3", "--set-device", "min_cut=4"]
+    assert accuracy_settings.changes(given) == ["--windows", "99", "--set", "sw_weight=3", "--set-device", "min_cut=4"]
 
 
 def test_a_setting_without_a_value_is_refused() -> None:
     given = accuracy._parser().parse_args(["--set", "sw_weight"])
     with pytest.raises(ConfigError, match="KEY=VALUE"):
-        accuracy_rows.changed_row("shuffled", given)
+        accuracy_settings.changed_row("shuffled", given)
 
 
 def test_pictures_of_rows_without_traffic_leave_them_out_of_the_bytes(tmp_path: Path) -> None:
