@@ -80,6 +80,7 @@ def run_case(case: Case, data: Path, out: Path, *, picture: Path | None = None) 
         encoders=evaluated,
         clips=_clips_digest(split),
         windows=sum(run.windows for run in runs.values()),
+        windows_sent=sum(run.windows_sent for run in runs.values()),
         bytes_up=sum(run.bytes_up for run in runs.values()),
         bytes_down=sum(run.bytes_down for run in runs.values()),
         steps_sent=sum(run.sent for run in runs.values()),

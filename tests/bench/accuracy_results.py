@@ -47,7 +47,8 @@ class Result:
     Attributes:
         encoders: one for most rows, one per device where each has its own, five untrained ones.
         clips: digest of the held-out clips' names: only results of the same clips can be paired.
-        bytes_up, bytes_down: of all devices together, at their links; ``windows``: what they captured.
+        bytes_up, bytes_down: of all devices together, at their links; ``windows``: what they captured,
+            ``windows_sent``: and what they sent of it.
         cpu_s: processor time of the whole fleet and its evaluation, on one core's worth of threads.
     """
 
@@ -56,6 +57,7 @@ class Result:
     encoders: tuple[Evaluated, ...]
     clips: str
     windows: int
+    windows_sent: int
     bytes_up: int
     bytes_down: int
     steps_sent: int

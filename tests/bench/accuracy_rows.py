@@ -5,7 +5,7 @@ Whatever a row does not set is the pipeline's default.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,20 @@ def plain(*trainer: tuple[str, object], device: Settings = (), fleet: Settings =
     )
 
 
-def ablation(name: str, title: str, *, without: Sequence[str]) -> Row:
-    """A row whose loss lacks some terms."""
-    return Row(f"ablation-{name}", f"loss: {title}", plain(*((f"{term}_weight", 0.0) for term in without)))
+def ablations(prefix: str, title: str, device: Settings = ()) -> Iterator[Row]:
+    """The rows whose loss lacks some terms."""
+    for name, (words, without) in TERMS.items():
+        weights = ((f"{term}_weight", 0.0) for term in without)
+        yield Row(f"{prefix}-{name}", f"{title}: {words}", plain(*weights, device=device))
 
 
+SPARSE: Settings = (("sending.share", 0.25), ("sending.by", "uncertainty"))
+SPARSE_RANDOM: Settings = (("sending.share", 0.25), ("sending.by", "random"))
+TERMS = {
+    "task": ("task alone", ("sw", "laplacian")),
+    "sw": ("task + sliced Wasserstein", ("laplacian",)),
+    "laplacian": ("task + Laplacian", ("sw",)),
+}
 HEADLINE = Row("streamsplit", "StreamSplit", seeds=HEADLINE_SEEDS)
 ROWS = (
     Row("untrained", "untrained (mean of five)", trained=False),
@@ -124,9 +133,10 @@ ROWS = (
     Row("shuffled", "StreamSplit, shuffled order", plain(order="shuffled")),
     Row("by-class", "StreamSplit, shards by class", plain(shard="by-class")),
     Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),
-    ablation("task", "task alone", without=("sw", "laplacian")),
-    ablation("sw", "task + sliced Wasserstein", without=("laplacian",)),
-    ablation("laplacian", "task + Laplacian", without=("sw",)),
+    Row("sparse-uncertainty", "25 % of the windows sent, by uncertainty", plain(device=SPARSE), seeds=(0, 1)),
+    Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=(0, 1)),
+    *ablations("ablation", "loss"),
+    *ablations("ablation-sparse", "25 % by uncertainty, loss", SPARSE),
 )
 QUICK_ROWS = ("untrained", "streamsplit", "server-only")
 
@@ -146,9 +156,29 @@ COMPARISONS = (
     Comparison("stream_minus_shuffled", "streamsplit", "shuffled", "`stream` minus `shuffled` order", mean_from=-2.0),
     Comparison("hostile_minus_streamsplit", "hostile", "streamsplit", "one hostile device minus none", mean_from=-2.0),
     Comparison("by_class_minus_iid", "by-class", "streamsplit", "shards by class minus iid shards"),
+    Comparison(
+        "sparse_uncertainty_minus_full",
+        "sparse-uncertainty",
+        "streamsplit",
+        "25 % by uncertainty minus all",
+        mean_from=-2.8,
+    ),
+    Comparison("sparse_random_minus_full", "sparse-random", "streamsplit", "25 % at random minus all"),
+    Comparison(
+        "sparse_uncertainty_minus_random", "sparse-uncertainty", "sparse-random", "25 % by uncertainty minus at random"
+    ),
     *(
-        Comparison(f"ablation_{name}_minus_full", f"ablation-{name}", "streamsplit", f"loss: {title} minus all terms")
-        for name, title in (("task", "task alone"), ("sw", "task + SW"), ("laplacian", "task + Laplacian"))
+        Comparison(f"ablation_{name}_minus_full", f"ablation-{name}", "streamsplit", f"loss: {words} minus all terms")
+        for name, (words, _) in TERMS.items()
+    ),
+    *(
+        Comparison(
+            f"ablation_sparse_{name}_minus_full",
+            f"ablation-sparse-{name}",
+            "sparse-uncertainty",
+            f"the same at 25 % by uncertainty: {words} minus all terms",
+        )
+        for name, (words, _) in TERMS.items()
     ),
 )
 AUROC = Prediction("streamsplit", mean_from=0.65, low_from=0.55)

@@ -17,6 +17,8 @@ from tests.bench.accuracy_results import Evaluated, Result, RowResults
 from tests.bench.accuracy_rows import AUROC, COMPARISONS, Comparison
 from tests.bench.statistics import Estimate, auroc_interval, mean_sd, paired_bootstrap
 
+TRAFFIC = ("bytes_per_hour", "bytes_up_per_hour", "bytes_down_per_hour", "sent", "of_pcm16", "answered")
+
 Cases = Mapping[tuple[int, int], Result]
 
 
@@ -39,7 +41,8 @@ def row_summary(found: RowResults) -> dict[str, Any]:
     """The row's figures: means over its cases, and the spread over them.
 
     ``linear_sd`` is over the (fold, seed) cases; ``linear_sd_seeds`` is the mean over folds of that over seeds alone.
-    ``bytes_per_hour`` is up and down together, for one device and hour of captured sound.
+    ``bytes_per_hour`` is up and down together, for one device and hour of captured sound; ``sent`` the share of windows
+    that travelled, ``answered`` the lowest share of steps that were answered.
     """
     cases = list(found.cases.values())
     linear = [100 * accuracy(case, "linear") for case in cases]
@@ -116,7 +119,7 @@ def clip_means(case: Result, probe: str) -> list[float]:
 def _traffic(cases: Sequence[Result]) -> dict[str, Any]:
     heard = [case for case in cases if case.windows]
     if not heard:
-        return dict.fromkeys(("bytes_per_hour", "bytes_up_per_hour", "bytes_down_per_hour", "of_pcm16", "answered"))
+        return dict.fromkeys(TRAFFIC)
     an_hour = 3600 / WINDOW_S
 
     def per_hour(count: Callable[[Result], int]) -> int:
@@ -128,6 +131,7 @@ def _traffic(cases: Sequence[Result]) -> dict[str, Any]:
         "bytes_per_hour": both,
         "bytes_up_per_hour": per_hour(lambda case: case.bytes_up),
         "bytes_down_per_hour": per_hour(lambda case: case.bytes_down),
+        "sent": round(100 * mean(case.windows_sent / case.windows for case in heard), 1),
         "of_pcm16": round(100 * both / (WINDOW_BYTES * an_hour), 2),
         "answered": round(100 * min(case.steps_answered / case.steps_sent for case in sent), 2) if sent else None,
     }

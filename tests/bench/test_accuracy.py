@@ -41,6 +41,7 @@ def result(fold: int, seed: int, *right: int, clips: str = "c") -> Result:
         encoders=tuple(evaluated(one) for one in right),
         clips=f"{clips}{fold}",
         windows=16_000,
+        windows_sent=8_000,
         bytes_up=48_000_000,
         bytes_down=16_000_000,
         steps_sent=2_000,
@@ -210,7 +211,7 @@ def test_the_json_has_every_row_with_its_figures_and_the_differences(tmp_path: P
     assert ours["linear_sd_seeds"] == pytest.approx(7.07, abs=0.01)
     assert ours["bytes_per_hour"] == round(64_000_000 / 16_000 * 3600 / 0.96)
     assert ours["of_pcm16"] == pytest.approx(100 * 4_000 / 30_720, abs=0.01)
-    assert ours["answered"] == 99.5
+    assert (ours["answered"], ours["sent"]) == (99.5, 50.0)
     assert found["rows"]["untrained"]["bytes_per_hour"] is not None
     assert found["stream_minus_shuffled"]["mean"] == -10.0
     assert found["stream_minus_shuffled"]["seeds"] == 1, "the shuffled row has one seed"
