@@ -44,7 +44,7 @@ from tests.bench.accuracy_rows import (
 from tests.bench.accuracy_runs import CaseProcesses, run_cases
 from tests.bench.accuracy_settings import add_changes, changed_row, changes, settings
 from tests.bench.accuracy_summary import summary
-from trainer.dataset import find_clips
+from trainer.dataset_layouts import DATA_HELP, split_recordings
 
 EXIT_INTERRUPTED = 130
 
@@ -70,8 +70,8 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     failed: dict[str, str] = {}
     if not given.report_only:
         if given.data is None:
-            raise ConfigError("--data DIR is needed: a folder of class folders, with folds in the names or without")
-        find_clips(given.data)
+            raise ConfigError(f"--data DIR is needed: {DATA_HELP}")
+        split_recordings(given.data, 1, esc10=given.esc10)  # what is wrong with it is said before anything runs
         cases = missing_cases(rows, store, plain, folds=given.folds, seeds=given.seeds, quick=given.quick)
         drawn = _drawn_case(folder)
         with CaseProcesses(given.data, arguments=changes(given), keep=given.keep, pictures=drawn) as processes:
@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", type=Path, help="folder of class folders, with folds in the names or without")
+    add("--data", type=Path, help=DATA_HELP)
     add("--rows", type=_names, default=[], help=f"of {', '.join(row.name for row in ROWS)}; default all")
     add("--folds", type=_numbers, default=[], help="such as 1,2; default those of the row")
     add("--seeds", type=_numbers, default=[], help="such as 0,1,2; default those of the row")

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -21,19 +21,30 @@ import torch
 
 from common.encoder import Encoder, build_encoder
 from common.link import Link
+from common.mixture_memory import MixtureMemory
 from tests.bench.accuracy_results import Evaluated, Result
 from tests.bench.accuracy_rows import Case
 from tests.bench.accuracy_settings import add_changes, changed_row, settings
 from tests.bench.hostile import HostileLink
 from tests.bench.in_process import run_in_process
 from trainer import checkpoint
-from trainer.dataset import Split, find_clips, hold_out
+from trainer.calibration import restore_mixture
+from trainer.dataset import Split
+from trainer.dataset_layouts import split_recordings
 from trainer.demo_files import DemoFiles, write_files
-from trainer.evaluate import UNTRAINED_SEEDS, evaluate_encoder, restore_encoder
+from trainer.evaluate import UNTRAINED_SEEDS, clip_uncertainty, evaluate_encoder, restore_encoder
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
 from trainer.run_report import DeviceRun, read_device
 
 NO_BROKER = "mqtt://127.0.0.1:1"  # the fleet in one process has its own
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What is evaluated: an encoder, and the mixture that its uncertainty comes from, where there is one."""
+
+    encoder: Encoder
+    mixture: MixtureMemory | None
 
 
 def main() -> int:
@@ -58,22 +69,23 @@ def main() -> int:
 def run_case(case: Case, data: Path, out: Path, *, picture: Path | None = None) -> Result:
     """Train, where the row trains, and evaluate."""
     started_s = time.monotonic()
-    split = hold_out(find_clips(data), case.fold)
+    split = split_recordings(data, case.fold, esc10=case.row.options.esc10)
     runs: Mapping[str, DeviceRun] = {}
     if case.row.trained:
         files = write_files(case.options(data, out), NO_BROKER, split)
         run_in_process(files, meddle=_meddle(case, files))
         runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
-        encoders = _trained(files)
+        frozen = _trained(files)
     else:
         name = case.row.options.encoder
-        encoders = [build_encoder(name, seed=case.seed + number) for number in range(UNTRAINED_SEEDS)]
+        frozen = [Frozen(build_encoder(name, seed=case.seed + number), None) for number in range(UNTRAINED_SEEDS)]
     clips = probe_set(read_probe_clips(split, _complain))
-    evaluated = tuple(_evaluate(encoder, clips) for encoder in encoders)
+    evaluated = tuple(_evaluate(one, clips) for one in frozen)
     if picture is not None:
         from tests.bench.accuracy_pictures import draw_embeddings  # matplotlib: only who draws pays
 
-        draw_embeddings(build_encoder(encoders[0].name, seed=case.seed), encoders[0], clips, picture)
+        trained = frozen[0].encoder
+        draw_embeddings(build_encoder(trained.name, seed=case.seed), trained, clips, picture)
     return Result(
         fold=case.fold,
         seed=case.seed,
@@ -101,21 +113,24 @@ def _meddle(case: Case, files: DemoFiles) -> dict[str, Callable[[Link], Link]]:
     return {device: lambda link: cast("Link", HostileLink(link, encoder, cut=cut, seed=case.seed))}
 
 
-def _trained(files: DemoFiles) -> Sequence[Encoder]:
+def _trained(files: DemoFiles) -> Sequence[Frozen]:
     path = checkpoint.latest(files.trainer_state)
     if path is None:
         raise FileNotFoundError("the trainer left no checkpoint")
-    return [restore_encoder(checkpoint.load(path))]
+    saved = checkpoint.load(path)
+    return [Frozen(restore_encoder(saved), restore_mixture(saved))]
 
 
-def _evaluate(encoder: Encoder, clips: ProbeSet) -> Evaluated:
-    scores = evaluate_encoder(encoder, clips)
+def _evaluate(frozen: Frozen, clips: ProbeSet) -> Evaluated:
+    scores = evaluate_encoder(frozen.encoder, clips)
+    uncertainty = () if frozen.mixture is None else clip_uncertainty(frozen.encoder, frozen.mixture, clips)
     return Evaluated(
         linear=_text(scores.linear_hits),
         knn=_text(scores.knn_hits),
         precision_at_10=round(scores.precision_at_10, 4),
         silhouette=None if scores.silhouette is None else round(scores.silhouette, 4),
         effective_rank=round(scores.effective_rank, 2),
+        uncertainty=tuple(round(1000 * value) for value in uncertainty),
     )
 
 

@@ -135,6 +135,8 @@ ROWS = (
     Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),
     Row("sparse-uncertainty", "25 % of the windows sent, by uncertainty", plain(device=SPARSE), seeds=(0, 1)),
     Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=(0, 1)),
+    Row("cola", "COLA on EfficientNet-B0", plain(fleet=(("objective", "cola"),), encoder="efficientnet-b0"), (1, 2, 3)),
+    Row("untrained-b0", "EfficientNet-B0, untrained", plain(encoder="efficientnet-b0"), (1, 2, 3), trained=False),
     *ablations("ablation", "loss"),
     *ablations("ablation-sparse", "25 % by uncertainty, loss", SPARSE),
 )
@@ -167,6 +169,7 @@ COMPARISONS = (
     Comparison(
         "sparse_uncertainty_minus_random", "sparse-uncertainty", "sparse-random", "25 % by uncertainty minus at random"
     ),
+    Comparison("cola_gain", "cola", "untrained-b0", "COLA minus untrained, EfficientNet-B0", mean_from=5.0),
     *(
         Comparison(f"ablation_{name}_minus_full", f"ablation-{name}", "streamsplit", f"loss: {words} minus all terms")
         for name, (words, _) in TERMS.items()

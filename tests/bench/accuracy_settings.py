@@ -19,6 +19,7 @@ import yaml
 from common import config, log_mel
 from common.errors import ConfigError
 from tests.bench.accuracy_rows import ROWS, Row
+from trainer.dataset_layouts import ESC10_HELP
 from trainer.demo_files import write_files
 
 REVISION = 1
@@ -46,6 +47,7 @@ _PLACES = {
 def add_changes(parser: argparse.ArgumentParser) -> None:
     """Options that make another experiment of a row: to tune it, or to try it quickly."""
     parser.add_argument("--windows", type=int, help="windows of all devices together, instead of 16,000")
+    parser.add_argument("--esc10", action="store_true", help=ESC10_HELP)
     for option, file in (("--set", "trainer"), ("--set-fleet", "fleet"), ("--set-device", "device")):
         parser.add_argument(
             option, action="append", default=[], metavar="KEY=VALUE", help=f"a key of the {file}'s file, for every row"
@@ -55,6 +57,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
 def changes(given: argparse.Namespace) -> list[str]:
     """The options of `add_changes` as they were given, to be handed on."""
     found = [] if given.windows is None else ["--windows", str(given.windows)]
+    found += ["--esc10"] if given.esc10 else []
     for option in ("set", "set_fleet", "set_device"):
         for text in getattr(given, option):
             found += [f"--{option.replace('_', '-')}", text]
@@ -73,6 +76,7 @@ def changed_row(name: str, given: argparse.Namespace) -> Row:
     row = rows[name]
     options = replace(
         row.options,
+        esc10=given.esc10,
         windows=row.options.windows if given.windows is None else given.windows,
         trainer_settings=row.options.trainer_settings + tuple(map(_setting, given.set)),
         fleet_settings=row.options.fleet_settings + tuple(map(_setting, given.set_fleet)),
