@@ -112,6 +112,7 @@ def fingerprint_fields(config: FleetConfig) -> dict[str, Any]:
         "parts_per_step": config.parts_per_step,
         "optimizer": config.optimizer.kind,
         "weights_codec": config.weights_codec,
+        "mode": config.mode,
     }
 
 

@@ -97,6 +97,10 @@ class FleetConfig(Settings):
         description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording. "
         "Of the trainer's keys for the loss, cola heeds false_negative_s alone.",
     )
+    mode: Literal["split", "server-only"] = Field(
+        default="split",
+        description="split: as described here; the others are baselines, see Modes. server-only: raw audio is sent.",
+    )
     parts_per_step: int = Field(
         default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."
     )
@@ -124,3 +128,10 @@ class FleetConfig(Settings):
     def head(self) -> str:
         """The head of the encoder that the objective needs."""
         return HEADS[self.objective]
+
+
+def permits_its_mode(raw_audio: bool, fleet: FleetConfig | None) -> bool:
+    """``raw_audio`` as it is; raises where the fleet's mode sends raw audio and this end does not permit it."""
+    if fleet is not None and fleet.mode == "server-only" and not raw_audio:
+        raise refuse("mode server-only sends raw audio, which is not permitted here", "true, or another mode")
+    return raw_audio

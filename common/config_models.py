@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from common.config_fleet import BrokerConfig, FleetConfig, OptimizerConfig
+from common.config_fleet import BrokerConfig, FleetConfig, OptimizerConfig, permits_its_mode
 from common.config_profile import PowerConfig, Profile, ProfileSources
 from common.config_sending import SendingConfig
 from common.config_types import (
@@ -140,6 +140,16 @@ class TrainerConfig(Settings):
         default=None, min_length=1, description="Cuts the devices may use; null: all that a device's min_cut permits."
     )
     desired: DesiredConfig = Field(default_factory=DesiredConfig, description="What devices are asked to do.")
+    baseline_raw_audio: bool = Field(
+        default=False,
+        validate_default=True,
+        description="Permit that raw audio is received: mode server-only needs it at both ends, nothing else uses it.",
+    )
+
+    @field_validator("baseline_raw_audio")
+    @classmethod
+    def _sound_is_permitted(cls, value: bool, info: ValidationInfo) -> bool:
+        return permits_its_mode(value, info.data.get("fleet"))
 
     @field_validator("budget_windows")
     @classmethod
@@ -284,6 +294,19 @@ class DeviceConfig(Settings):
     local_learning: bool = Field(default=True, description="Go on learning alone while the link is gone.")
     local_learning_rate: Number = Field(default=5e-4, gt=0, le=1, description="Learning rate of those local steps.")
     telemetry_every_steps: int = Field(default=1, ge=1, le=10_000, description="Steps between two telemetry messages.")
+    baseline_raw_audio: bool = Field(
+        default=False,
+        validate_default=True,
+        description="Permit that raw audio leaves this device: server-only needs it at both ends, nothing else does.",
+    )
+    audio_codec: Literal["pcm16", "flac", "opus"] = Field(
+        default="pcm16", description="How a window travels in mode server-only; opus: at 24 kbit/s."
+    )
+
+    @field_validator("baseline_raw_audio")
+    @classmethod
+    def _sound_is_permitted(cls, value: bool, info: ValidationInfo) -> bool:
+        return permits_its_mode(value, info.data.get("fleet"))
 
     @field_validator("speed")
     @classmethod

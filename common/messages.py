@@ -29,8 +29,8 @@ from common.message_wire import (
 from common.topics import IDENTITY, MAX_CHUNKS, WEIGHTS_NAME
 
 __all__ = [
-    "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "DeltaChunk", "DesiredConfig", "DeviceStatus", "Embedding",
-    "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate",
+    "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "Audio", "DeltaChunk", "DesiredConfig", "DeviceStatus",
+    "Embedding", "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate",
     "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk", "decode", "decode_any", "encode", "max_bytes",
 ]  # fmt: skip
 
@@ -90,6 +90,27 @@ class Activations:
     monotonic_ms: Milliseconds
     room: ShortText
     tensor: EncodedTensor
+
+
+@message("audio", max_bytes=64 * KIB)
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """One window as sound, for the server-only baseline: ``data`` is what `common.audio_codec` made of 15,360 samples.
+
+    Published only where the files of both ends set ``baseline_raw_audio``.
+    """
+
+    boot: Boot
+    step: Counter
+    part: Part
+    last: bool
+    deadline_ms: Deadline
+    segment: Counter
+    window_index: Counter
+    monotonic_ms: Milliseconds
+    room: ShortText
+    codec: Literal["pcm16", "flac", "opus"]
+    data: Annotated[bytes, blob(63 * KIB)]
 
 
 @message("telemetry", max_bytes=16 * KIB)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VIEWS = 2
 VALUE_BYTES = {"fp32": 4, "fp16": 2}
+BEFORE_STEM = -1  # where a part enters whose device runs nothing: in the place of a cut, only inside a program
 WINDOW_BYTES = 30_720  # a window of 15,360 samples as PCM16: what a cut has to beat
 
 
@@ -46,8 +47,8 @@ def names(encoder: Encoder) -> tuple[str, ...]:
 
 
 def client_names(cut: int) -> tuple[str, ...]:
-    """Names of what runs on a device at this cut."""
-    return ("stem", *(str(index) for index in range(cut)))
+    """Names of what runs on a device at this cut; `BEFORE_STEM`: nothing does."""
+    return () if cut == BEFORE_STEM else ("stem", *(str(index) for index in range(cut)))
 
 
 def server_names(encoder: Encoder, cut: int) -> tuple[str, ...]:

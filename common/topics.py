@@ -29,6 +29,7 @@ class Kind(StrEnum):
 
     STATUS = "up/status"
     ACTIVATIONS = "up/activations"
+    AUDIO = "up/audio"
     TELEMETRY = "up/telemetry"
     UPDATE = "up/update"
     EMBEDDING = "down/embedding"
@@ -41,7 +42,7 @@ class Kind(StrEnum):
     TRAINER_STATUS = "_trainer/status"
 
 
-DATA_KINDS = frozenset({Kind.ACTIVATIONS, Kind.TELEMETRY, Kind.EMBEDDING, Kind.GRADIENT})
+DATA_KINDS = frozenset({Kind.ACTIVATIONS, Kind.AUDIO, Kind.TELEMETRY, Kind.EMBEDDING, Kind.GRADIENT})
 FLEET_KINDS = frozenset({Kind.WEIGHTS, Kind.DELTA, Kind.MANIFEST, Kind.TRAINER_STATUS})
 DEVICE_KINDS = frozenset(Kind) - FLEET_KINDS
 
@@ -89,6 +90,10 @@ class Topics:
     def activations(self, device: str) -> str:
         """One message per part."""
         return self._of_device(device, Kind.ACTIVATIONS)
+
+    def audio(self, device: str) -> str:
+        """One message per window, as sound: for the server-only baseline and nothing else."""
+        return self._of_device(device, Kind.AUDIO)
 
     def telemetry(self, device: str) -> str:
         """One message every few steps."""

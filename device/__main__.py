@@ -28,6 +28,7 @@ from common.mixture_memory import MixtureMemory
 from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import cut_table, format_cut_table
 from common.topics import Topics
+from common.views import reach_s, views_of
 from device.ambiguity import Ambiguity
 from device.edge_learner import EdgeLearner
 from device.emulation import ComputeStretch, measure_forward_ms
@@ -42,9 +43,8 @@ from device.senses import Senses
 from device.sources import Source, open_source
 from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
 from device.telemetry import ResourceSampler
-from device.views import Views, crops
 from device.weights_exchange import WeightsExchange
-from device.windows import CONTEXT_S, WINDOW_S
+from device.windows import WINDOW_S
 
 if TYPE_CHECKING:
     from device.shaped_link import ShapedLink
@@ -56,7 +56,6 @@ LOCAL_TEMPERATURE = 0.1
 LOCAL_STEPS_WAITING = 4  # steps' worth of windows for local steps that a step in flight holds up, where all is sent
 MOST_LOCAL_WAITING = 512  # windows' views, 48 KiB each
 GAPS_AWAITED = 8  # of the mean time between two sent windows: longer ones are rare (tests/device/test_sending.py)
-RECORDING_REACH_S = 5.0  # to either side of a window, for COLA's crops: the whole of a clip of five seconds
 FAST_DEADLINE_SHARE = 0.8  # in fast mode a batch closes by the set of live devices, the deadline only ends a hang
 
 
@@ -158,7 +157,7 @@ def _loop(
         mailbox=mailbox,
         presence=_presence(settings, identity, link, topics, encoder.depth),
         source=source,
-        views=_views(settings),
+        views=views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed)),
         edge_learner=EdgeLearner(
             encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
         ),
@@ -186,13 +185,6 @@ def _loop(
     )
 
 
-def _views(settings: DeviceConfig) -> Views:
-    rng = np.random.default_rng(settings.seed)
-    if settings.fleet.objective == "cola":
-        return crops(LogMel(), rng, reach_s=RECORDING_REACH_S)
-    return Views(LogMel(), rng)
-
-
 def _source(settings: DeviceConfig) -> Source:
     source = settings.source
     return open_source(
@@ -205,7 +197,7 @@ def _source(settings: DeviceConfig) -> Source:
         classes=source.classes,
         seed=source.seed,
         speed=settings.speed,
-        context_s=RECORDING_REACH_S if settings.fleet.objective == "cola" else CONTEXT_S,
+        context_s=reach_s(settings.fleet.objective),
     )
 
 
@@ -245,11 +237,12 @@ def _pace(settings: DeviceConfig) -> Pace:
     between_s = GAPS_AWAITED * WINDOW_S * (1 / share - 1)  # what is not sent keeps the next part waiting
     timeout_s = settings.step_timeout_s + between_s
     local_waiting = LOCAL_STEPS_WAITING * settings.fleet.parts_per_step
+    sends_sound = settings.fleet.mode == "server-only" and settings.baseline_raw_audio
     return Pace(
         parts_per_step=settings.fleet.parts_per_step,
         windows=settings.windows,
-        min_cut=settings.min_cut,
-        first_cut=settings.splitter.cut,
+        min_cut=0 if sends_sound else settings.min_cut,
+        first_cut=0 if sends_sound else settings.splitter.cut,
         deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000 + between_s,
         step_timeout_s=timeout_s,
         start_timeout_s=settings.connect_timeout_s,
@@ -257,6 +250,7 @@ def _pace(settings: DeviceConfig) -> Pace:
         learn_unsent=settings.sending.unsent == "learn",
         local_waiting=max(local_waiting, min(MOST_LOCAL_WAITING, math.ceil(local_waiting / share))),
         lockstep=lockstep,
+        sound=settings.audio_codec if sends_sound else None,
     )
 
 
@@ -298,6 +292,8 @@ def _sending(settings: DeviceConfig, encoder: Encoder, mixture: MixtureMemory) -
 
 
 def _splitter(settings: DeviceConfig) -> Splitter:
+    if settings.fleet.mode == "server-only":
+        return FixedSplitter(0)
     if settings.splitter.kind == "heuristic":
         return HeuristicSplitter(cut=settings.splitter.cut)
     return FixedSplitter(settings.splitter.cut)

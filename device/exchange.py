@@ -14,7 +14,7 @@ Result = Literal["answered", "late", "stale", "rejected", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One part on its way: its cut, its size, when its window was closed and when it was handed to the link."""
+    """One part on its way: its cut or `BEFORE_STEM`, its size, when its window was closed and when it left."""
 
     cut: int
     size_bytes: int
@@ -36,6 +36,7 @@ class Exchange:
     sent: dict[int, Sent] = field(default_factory=dict)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    acknowledged: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
     embedding_s: list[float] = field(default_factory=list)
     gradient_s: list[float] = field(default_factory=list)
@@ -51,16 +52,22 @@ class Exchange:
         self.sent[part] = Sent(cut, size_bytes, closed_s, sent_s)
 
     def offer_gradient(self, answer: Gradient, gradient: Tensor | None, *, received_s: float) -> None:
-        """Take the answer to one part; a second answer to the same part changes nothing."""
-        if answer.part not in self.sent or answer.part in self.gradients or answer.part in self.refused:
+        """Take the answer to one part; a second answer to the same part changes nothing.
+
+        A part that was sent as sound is answered without a gradient: whoever trained on it has all of it.
+        """
+        if answer.part not in self.sent or answer.part in self._done():
             return
         self.gradient_s.append(received_s - self.sent[answer.part].sent_s)
         self._answered_s = received_s
-        if gradient is None:
+        if answer.result != "ok":
             self.refused[answer.part] = answer.result
             self.reasons.add(answer.reason)
             return
-        self.gradients[answer.part] = gradient
+        if gradient is None:
+            self.acknowledged.add(answer.part)
+        else:
+            self.gradients[answer.part] = gradient
         self.learning_rate = answer.learning_rate
         self.merge = self.merge or answer.merge
         if answer.loss is not None:
@@ -74,16 +81,19 @@ class Exchange:
 
     def over(self, now_s: float) -> bool:
         """Whether no further answer is worth waiting for."""
-        if len(self.gradients) + len(self.refused) >= len(self.sent):
+        if len(self._done()) >= len(self.sent):
             return True
         if self._answered_s is not None and now_s - self._answered_s >= self.grace_s:
             return True
         newest_s = max((sent.sent_s for sent in self.sent.values()), default=now_s)
         return now_s - newest_s >= self.timeout_s
 
+    def _done(self) -> set[int]:
+        return self.acknowledged | self.gradients.keys() | self.refused.keys()
+
     def result(self) -> Result:
-        """How the step ended: answered if any gradient came, else why not."""
-        if self.gradients:
+        """How the step ended: answered if any part was, else why not."""
+        if self.gradients or self.acknowledged:
             return "answered"
         for result in ("stale", "rejected", "late"):
             if result in self.refused.values():

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common import messages
+from common.audio_codec import AudioCodec, encode_audio
 from common.block_optimizer import BlockOptimizers
 from common.codec import Codec, encode
 from common.encoder import Encoder
 from common.errors import ConfigError
 from common.link import Link
-from common.split import client_names, names
+from common.split import BEFORE_STEM, client_names, names
 from common.topics import Topics
+from common.views import Views
 from device.client_step import ClientStep
 from device.edge_learner import EdgeLearner
 from device.emulation import ComputeStretch
@@ -35,7 +37,6 @@ from device.sending import Sending
 from device.senses import Senses
 from device.sources import Source
 from device.splitter import Splitter, allowed_mask
-from device.views import Views
 from device.weights_exchange import WeightsExchange
 from device.windows import WINDOW_S, Window
 
@@ -63,6 +64,7 @@ class Pace:
     learn_unsent: bool
     local_waiting: int
     lockstep: bool
+    sound: AudioCodec | None = None  # server-only: windows leave as sound, nothing is learned here, no weights are held
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +171,16 @@ class DeviceLoop:
 
     def _become_ready(self) -> None:
         """Wait for the fleet's weights and trainer; with weights on the disk not longer than the start timeout."""
-        for topic in (self._topics.manifest(), self._topics.trainer_status(), self._topics.status(self._device)):
+        for topic in (self._topics.trainer_status(), self._topics.status(self._device)):
             self._link.subscribe(topic, qos=1)
+        if self._learns:
+            self._link.subscribe(self._topics.manifest(), qos=1)
         self._link.subscribe(self._topics.down(self._device), qos=1)
         until_s = time.monotonic() + self._pace.start_timeout_s
         while not self._stop.is_set():
-            self._weights.keep_up(cut=self._cut, target=self._target)
-            if self._replica.initialised and self._online():
+            if self._learns:
+                self._weights.keep_up(cut=self._cut, target=self._target)
+            if (self._replica.initialised or not self._learns) and self._online():
                 return
             if time.monotonic() >= until_s:
                 break
@@ -190,7 +195,7 @@ class DeviceLoop:
         if other is not None:
             raise ConfigError(
                 f"the trainer is configured otherwise (fingerprint {other[:12]}); encoder, objective, "
-                "front end, parts_per_step, optimizer kind and weights_codec must be the same on both ends: "
+                "front end, parts_per_step, optimizer kind, weights_codec and mode must be the same on both ends: "
                 "compare the fleet files"
             )
 
@@ -213,6 +218,10 @@ class DeviceLoop:
     def _online(self) -> bool:
         return self._link.connected and self._mailbox.trainer_ready
 
+    @property
+    def _learns(self) -> bool:
+        return self._pace.sound is None
+
     def _show_state(self) -> None:
         state: State = "paused" if self._mailbox.paused else "no-audio" if self._source.state == "no-audio" else "ready"
         self._presence.show(state, again=self._mailbox.declared_lost)
@@ -223,6 +232,8 @@ class DeviceLoop:
 
     def _between_steps(self) -> None:
         """No graph is held: weights may move, the cut may move, local steps may be taken."""
+        if not self._learns:
+            return
         self._weights.keep_up(cut=self._cut, target=self._target)
         if self._target != self._cut and self._replica.current(client_names(self._target)):
             self._move_cut()
@@ -258,6 +269,10 @@ class DeviceLoop:
     def _take(self, window: Window) -> None:
         closed_s = time.monotonic() if self._pace.lockstep else window.closed_s
         self._journal.totals.windows += 1
+        if self._pace.sound is not None:
+            if self._send_this_one():
+                self._send_sound(window, self._pace.sound, closed_s)
+            return
         with self._computing():
             views = self._views(window)
         learn = self._pace.local_learning
@@ -295,7 +310,6 @@ class DeviceLoop:
         return not decision.local and self._online()
 
     def _send(self, window: Window, views: Tensor, closed_s: float) -> None:
-        self._journal.totals.sent += 1
         part = len(self._exchange.sent)
         with self._computing():
             activations = self._client_step.forward(views, part=part, cut=self._cut)
@@ -314,11 +328,35 @@ class DeviceLoop:
             room=self._room,
             tensor=tensor,
         )
-        payload = messages.encode(message)
-        if part == 0 and self._mailbox.trainer is not None:
-            self._exchange.trainer_boot = self._mailbox.trainer.boot
-        self._exchange.offer_sent(part, self._cut, len(payload), closed_s=closed_s, sent_s=time.monotonic())
-        self._link.publish(self._topics.activations(self._device), payload, expiry_s=self._pace.step_timeout_s)
+        self._publish(self._topics.activations(self._device), messages.encode(message), self._cut, closed_s)
+
+    def _send_sound(self, window: Window, codec: AudioCodec, closed_s: float) -> None:
+        """Only where the device's own file permits it (`common.config_fleet.permits_its_mode`)."""
+        part = len(self._exchange.sent)
+        with self._computing():
+            data = encode_audio(window.samples, codec)
+        message = messages.Audio(
+            boot=self._boot,
+            step=self._exchange.step,
+            part=part,
+            last=part + 1 == self._pace.parts_per_step or self._finished(),
+            deadline_ms=round(1e3 * self._pace.deadline_s),
+            segment=window.segment,
+            window_index=window.index,
+            monotonic_ms=round(1e3 * window.closed_s),
+            room=self._room,
+            codec=codec,
+            data=data,
+        )
+        self._publish(self._topics.audio(self._device), messages.encode(message), BEFORE_STEM, closed_s)
+
+    def _publish(self, topic: str, payload: bytes, cut: int, closed_s: float) -> None:
+        exchange = self._exchange
+        self._journal.totals.sent += 1
+        if not exchange.sent and self._mailbox.trainer is not None:
+            exchange.trainer_boot = self._mailbox.trainer.boot
+        exchange.offer_sent(len(exchange.sent), cut, len(payload), closed_s=closed_s, sent_s=time.monotonic())
+        self._link.publish(topic, payload, expiry_s=self._pace.step_timeout_s)
 
     # -- the end of a step --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
 from common.messages import Limits, TrainerStatus
+from common.split import BEFORE_STEM
 from common.topics import Kind, Topics
 from device.exchange import Exchange
 from device.replica import Replica
@@ -100,10 +101,11 @@ class Mailbox:
         if (answer.boot, answer.step) != (self._boot, exchange.step) or answer.part not in exchange.sent:
             return
         gradient = None
-        if answer.result == "ok":
+        cut = exchange.sent[answer.part].cut
+        if answer.result == "ok" and cut != BEFORE_STEM:
             if answer.tensor is None:
                 raise MessageError("gradient: result ok without a tensor")
-            shape = (2, *self._encoder.activation_shape(exchange.sent[answer.part].cut))
+            shape = (2, *self._encoder.activation_shape(cut))
             gradient = decode_tensor(answer.tensor, shape, self._limits)
         exchange.offer_gradient(answer, gradient, received_s=incoming.received_s)
 

@@ -20,10 +20,12 @@ from common.config_models import TrainerConfig
 from common.encoder import build_encoder
 from common.errors import ConfigError
 from common.link import Link
+from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
 from common.process import LinkOpener, keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import block_state, names
 from common.topics import Kind, Topics
+from common.views import reach_s, views_of
 from trainer import checkpoint
 from trainer.answering import Answering
 from trainer.averaging import AveragedEncoder
@@ -32,6 +34,7 @@ from trainer.captured import Captured
 from trainer.cola import Cola
 from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
+from trainer.listening import Listening
 from trainer.loop import Desired, TrainerLoop, snapshot
 from trainer.merging import MergePlan
 from trainer.metrics import MetricsLog
@@ -149,9 +152,12 @@ def _loop(
     fleet = settings.fleet
     encoder = state.encoder
     lockstep = settings.speed == "fast"
+    hears = fleet.mode == "server-only"
     guard = CollapseGuard(progress.ranks, dtype=fleet.weights_codec)
     plan = MergePlan(
-        merge_every=settings.merge_every, deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s
+        merge_every=settings.merge_every,
+        deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s,
+        collect=not hears,
     )
     answering = Answering(
         link,
@@ -160,6 +166,7 @@ def _loop(
         limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
         stream_time=lockstep,
         compute=compute,
+        raw_audio=hears and settings.baseline_raw_audio,
     )
     training = Training(
         link=link,
@@ -188,10 +195,11 @@ def _loop(
         content = to_checkpoint(state, progress.run, fingerprint, *counted)
         checkpoint.save(settings.state_directory, content)
 
-    for kind in (Kind.STATUS, Kind.UPDATE):
+    for kind in (Kind.STATUS,) if hears else (Kind.STATUS, Kind.UPDATE):
         link.subscribe(topics.every_device(kind), qos=1)
     link.subscribe(topics.trainer_status(), qos=1)
-    link.subscribe(topics.every_device(Kind.ACTIVATIONS), qos=0)
+    # The configuration has seen to it that a trainer of this mode has `baseline_raw_audio`.
+    link.subscribe(topics.every_device(Kind.AUDIO if hears else Kind.ACTIVATIONS), qos=0)
     return TrainerLoop(
         link=link,
         topics=topics,
@@ -205,6 +213,7 @@ def _loop(
             parts_per_step=fleet.parts_per_step,
             expected_devices=settings.expected_devices if lockstep else 0,
         ),
+        listening=_listening(settings) if hears else None,
         training=training,
         updates=Updates(
             {name: block_state(encoder, name) for name in names(encoder)}, run=progress.run, compute=compute
@@ -227,6 +236,11 @@ def _loop(
         announce=lambda: presence.show("ready", ledger.version),
         boot=boot,
     )
+
+
+def _listening(settings: TrainerConfig) -> Listening:
+    objective = settings.fleet.objective
+    return Listening(partial(views_of, objective, LogMel()), context_s=reach_s(objective), seed=settings.seed)
 
 
 def _objective(

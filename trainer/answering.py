@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from common import messages
+from common.audio_codec import decode_audio
 from common.codec import Codec, EncodedTensor, decode_tensor, encode, rows
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
+from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
+from common.split import BEFORE_STEM
 from common.topics import Address, Kind, Topics, parse
 from trainer.batcher import Part
 
@@ -74,7 +77,11 @@ class Answering:
         limits: messages.Limits,
         stream_time: bool,
         compute: torch.device,
+        raw_audio: bool = False,
     ) -> None:
+        """``raw_audio``: take windows as sound, and nothing else (server-only); otherwise they are refused unread."""
+        self._raw_audio = raw_audio
+        self._log_mel = LogMel()
         self._link = link
         self._topics = topics
         self._limits = limits
@@ -149,8 +156,10 @@ class Answering:
 
     def _decode(self, incoming: Incoming) -> Part | Control:
         address = parse(incoming.topic)
-        if address.kind is Kind.ACTIVATIONS:
+        if address.kind is Kind.ACTIVATIONS and not self._raw_audio:
             return self._part(address, incoming)
+        if address.kind is Kind.AUDIO and self._raw_audio:
+            return self._sound(address, incoming)
         types = {
             Kind.STATUS: messages.DeviceStatus,
             Kind.UPDATE: messages.UpdateChunk,
@@ -187,6 +196,26 @@ class Answering:
             activations=activations,
         )
 
+    def _sound(self, address: Address, incoming: Incoming) -> Part:
+        message = messages.decode(messages.Audio, incoming.payload, limits=self._limits)
+        samples = decode_audio(message.data, message.codec)
+        assert address.device is not None
+        return Part(
+            device=address.device,
+            boot=message.boot,
+            step=message.step,
+            part=message.part,
+            last=message.last,
+            cut=BEFORE_STEM,
+            weights_version=self.snapshot.version,  # nothing was computed yet, so nothing can be stale
+            deadline_s=min(message.deadline_ms / 1000, LONGEST_DEADLINE_S),
+            segment=message.segment,
+            window_index=message.window_index,
+            time_s=message.monotonic_ms / 1000 if self._stream_time else incoming.received_s,
+            room=message.room,
+            activations=torch.from_numpy(samples),
+        )
+
     def _answer(self, unanswered: list[tuple[Part, float]]) -> list[tuple[Part, float]]:
         """Answer the oldest part and up to `GROUP` of its cut; returns the others."""
         if not unanswered:
@@ -205,8 +234,12 @@ class Answering:
 
     def _embed(self, snapshot: Snapshot, parts: Sequence[Part], cut: int) -> tuple[Tensor, list[float]]:
         with torch.inference_mode():
-            view_a = torch.stack([part.activations[0] for part in parts]).to(self._compute)
-            embeddings = snapshot.encoder.forward_from(view_a, cut)
+            if cut == BEFORE_STEM:
+                view_a = self._log_mel(torch.stack([part.activations for part in parts])).to(self._compute)
+                embeddings = snapshot.encoder(view_a)
+            else:
+                view_a = torch.stack([part.activations[0] for part in parts]).to(self._compute)
+                embeddings = snapshot.encoder.forward_from(view_a, cut)
             uncertainty = snapshot.mixture.uncertainty(snapshot.encoder.project(embeddings))
         return embeddings.cpu(), uncertainty.tolist()
 

@@ -25,14 +25,14 @@ class Part:
     step: int
     part: int
     last: bool
-    cut: int
+    cut: int  # or `BEFORE_STEM`
     weights_version: int
     deadline_s: float
     segment: int
     window_index: int
     time_s: float
     room: str
-    activations: Tensor  # [2, *activation_shape(cut)]
+    activations: Tensor  # [2, *activation_shape(cut)]; before the stem: samples [15360], then views [2, 1, 64, 96]
 
 
 @dataclass(frozen=True, slots=True)

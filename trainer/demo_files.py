@@ -36,6 +36,7 @@ class DemoOptions:
     speed: str
     seed: int
     out: Path
+    mode: str = "split"
     trainer_settings: tuple[tuple[str, object], ...] = ()
     fleet_settings: tuple[tuple[str, object], ...] = ()
     device_settings: tuple[tuple[str, object], ...] = ()
@@ -67,8 +68,7 @@ def write_files(options: DemoOptions, broker_url: str, split: Split | None) -> D
     folder = options.out / "configs"
     folder.mkdir(parents=True, exist_ok=True)
     names = device_names(options.devices)
-    fleet = {"fleet": FLEET, "broker": {"url": broker_url}, "encoder": options.encoder}
-    _write(folder / "fleet.yaml", _with(fleet, options.fleet_settings))
+    _write(folder / "fleet.yaml", _with(_fleet(options, broker_url), options.fleet_settings))
     _write(folder / "trainer.yaml", _with(_trainer(options), options.trainer_settings))
     lists = _write_lists(options, split, names)
     for number, name in enumerate(names):
@@ -97,6 +97,20 @@ def windows_sent(options: DemoOptions) -> int:
     return max(1, int(0.5 + options.windows * share))
 
 
+def _fleet(options: DemoOptions, broker_url: str) -> dict[str, Any]:
+    return {
+        "fleet": FLEET,
+        "broker": {"url": broker_url},
+        "encoder": options.encoder,
+        **({"mode": options.mode} if options.mode != "split" else {}),
+    }
+
+
+def _raw_audio(options: DemoOptions) -> dict[str, Any]:
+    """The permission that both ends must give; only these files give it."""
+    return {"baseline_raw_audio": True} if options.mode == "server-only" else {}
+
+
 def _trainer(options: DemoOptions) -> dict[str, Any]:
     return {
         "fleet": "fleet.yaml",
@@ -107,6 +121,7 @@ def _trainer(options: DemoOptions) -> dict[str, Any]:
         "budget_windows": windows_sent(options),  # what is answered, so that the schedule ends with the run
         "speed": options.speed,
         "expected_devices": options.devices,
+        **_raw_audio(options),
     }
 
 
@@ -125,6 +140,7 @@ def _device(options: DemoOptions, name: str, number: int, recordings: Path | Non
         "splitter": _splitter(options.cut),
         "state_directory": str(options.out.resolve() / name),
         "seed": seed,
+        **_raw_audio(options),
     }
     settings["min_cut"] = min(3, settings["splitter"].get("cut", 3))
     if options.codec is not None:

@@ -17,6 +17,7 @@ from trainer.dataset_layouts import DATA_HELP, ESC10_HELP
 from trainer.demo_files import DemoOptions
 
 SPLITTERS = ("heuristic",)
+MODES = ("split", "server-only")
 
 
 def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:
@@ -40,6 +41,7 @@ def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:
         speed=given.speed,
         seed=given.seed,
         out=given.out,
+        mode=given.mode,
         trainer_settings=tuple(_setting(text, "--set", "the trainer's file") for text in given.set),
         fleet_settings=tuple(_setting(text, "--set-fleet", "the fleet file") for text in given.set_fleet),
         device_settings=tuple(_setting(text, "--set-device", "a device's file") for text in given.set_device),
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard", choices=("iid", "by-class"), default="iid", help="how recordings are dealt to the devices")
     add("--profile", action="append", default=[], help="board to imitate, in turn; may be given several times")
     add("--cut", default="5", help="blocks on the device, or heuristic")
+    add("--mode", choices=MODES, default="split", help="split, or one of the baselines")
     add("--codec", help="codec of the activations; the default is the device's")
     add("--encoder", choices=ENCODERS, default="mobile", help="encoder")
     add("--broker", default="auto", help="auto, mosquitto, embedded, or mqtt://HOST[:PORT]")

@@ -23,6 +23,7 @@ from trainer.answering import Answering, Control, Inbox, Snapshot
 from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher, Part
 from trainer.collapse_guard import CollapseGuard
+from trainer.listening import Listening
 from trainer.merging import MergePlan
 from trainer.publisher import Publisher
 from trainer.registry import Registry
@@ -59,6 +60,7 @@ class TrainerLoop:
         answering: Answering,
         registry: Registry,
         batcher: Batcher,
+        listening: Listening | None,
         training: Training,
         updates: Updates,
         ledger: WeightsLedger,
@@ -78,6 +80,7 @@ class TrainerLoop:
         self._answering = answering
         self._registry = registry
         self._batcher = batcher
+        self._listening = listening
         self._training = training
         self._updates = updates
         self._ledger = ledger
@@ -98,7 +101,8 @@ class TrainerLoop:
             for item in _waiting(self._answering.inbox, _patience(self._batcher)):
                 self._take(item)
             if self._batcher.due(time.monotonic()):
-                self._training.train(self._batcher.take())
+                batch = self._batcher.take()
+                self._training.train(self._listening(batch) if self._listening else batch)
             if self._plan.due(live=self._batcher.live, offered=self._ledger.offered, now_s=time.monotonic()):
                 self._merge()
         self._hear_out()

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Sequence
 
 
 class MergePlan:
-    """Counts batches; after ``merge_every`` it collects changes until all are in or ``deadline_s`` has passed."""
+    """Counts batches; after ``merge_every`` it collects changes until all are in or ``deadline_s`` has passed.
 
-    def __init__(self, *, merge_every: int, deadline_s: float) -> None:
+    Without ``collect`` devices hold no weights: none is asked for a change, and none is waited for.
+    """
+
+    def __init__(self, *, merge_every: int, deadline_s: float, collect: bool = True) -> None:
+        self._collect = collect
         self._merge_every = merge_every
         self._deadline_s = deadline_s
         self._batches = 0
@@ -20,6 +24,8 @@ class MergePlan:
         """A batch was computed for ``devices``; returns those whose answer shall ask for their change."""
         devices = set(devices)
         self._batches += 1
+        if not self._collect:
+            devices = set()
         self._trained |= devices
         if self._until_s is None and self._batches >= self._merge_every:
             self._until_s = now_s + self._deadline_s

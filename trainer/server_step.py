@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from common.block_optimizer import BlockOptimizers
 from common.encoder import Encoder
-from common.split import block_parameters
+from common.split import BEFORE_STEM, block_parameters
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLossResult
 from trainer.objective import Joined, Objective, own_parameters
@@ -21,7 +21,7 @@ from trainer.objective import Joined, Objective, own_parameters
 class ServerResult:
     """What one batch of N parts gave, in the order of the parts."""
 
-    gradients: list[Tensor]  # of the sum of the windows' losses, [2, *activation_shape(cut)] each, on the CPU
+    gradients: list[Tensor]  # of the sum of the windows' losses, of each part's activations, on the CPU
     terms: HybridLossResult
     embeddings: Tensor  # view A, [N, D], detached
     projections: Tensor  # view A then view B, [2, N, d], unit length, detached
@@ -73,16 +73,22 @@ class ServerStep:
         for start, stop in zip(cuts, [*cuts[1:], self._encoder.depth], strict=True):
             joining = [leaves[i] for i in order if parts[i].cut == start]
             hidden = torch.cat(joining if hidden is None else [hidden, *joining])
-            hidden = self._encoder.forward_between(hidden, start, stop)
+            hidden = self._between(hidden, start, stop)
         assert hidden is not None
         back = torch.empty(len(parts), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(parts))
         return hidden.view(len(parts), 2, -1)[back.to(hidden.device)].flatten(0, 1)
 
+    def _between(self, hidden: Tensor, start: int, stop: int) -> Tensor:
+        if start == BEFORE_STEM:
+            return self._encoder.forward_to(hidden, stop)
+        return self._encoder.forward_between(hidden, start, stop)
+
     def _moved(self, parts: Sequence[Part]) -> dict[str, int]:
         """Block name, or the objective's -> number of windows that passed through it here."""
         own = dict.fromkeys(own_parameters(self._objective), len(parts))
-        through = {str(i): sum(part.cut <= i for part in parts) for i in range(self._encoder.depth)}
+        through = {"stem": sum(part.cut == BEFORE_STEM for part in parts)}
+        through |= {str(i): sum(part.cut <= i for part in parts) for i in range(self._encoder.depth)}
         return {name: windows for name, windows in through.items() if windows} | {"head": len(parts)} | own
 
     def _scale(self, moved: dict[str, int], count: int) -> None:

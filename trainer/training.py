@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 
@@ -12,6 +13,7 @@ from common.codec import Codec, EncodedTensor, decode, encode, quantisation_erro
 from common.link import Link
 from common.messages import GradientResult
 from common.mixture_memory import MixtureMemory
+from common.split import BEFORE_STEM
 from common.topics import Topics
 from trainer.batcher import Part, Refusal
 from trainer.merging import MergePlan
@@ -76,12 +78,19 @@ class Training:
     def _answer(self, batch: Sequence[Part], result: ServerResult, learning_rate: float, asking: set[str]) -> float:
         """Publish every gradient; returns the mean relative error of the quantisation of some of them.
 
+        A part that came as sound is acknowledged without one: there is nobody behind it who could learn from it.
+
         All are encoded before the first is published: from then on the network thread, and soon the answering thread
         with the next step's parts, want the interpreter as well, and small operations suffer most from sharing it.
         """
-        encoded = [encode(gradient, self._gradient_codec, self._rounding) for gradient in result.gradients]
+        encoded = [
+            None if part.cut == BEFORE_STEM else encode(gradient, self._gradient_codec, self._rounding)
+            for part, gradient in zip(batch, result.gradients, strict=True)
+        ]
         errors = [
-            quantisation_error(result.gradients[i], decode(encoded[i])) for i in range(0, len(encoded), ERROR_STRIDE)
+            quantisation_error(gradient, decode(tensor))
+            for gradient, tensor in islice(zip(result.gradients, encoded, strict=True), 0, None, ERROR_STRIDE)
+            if tensor is not None
         ]
         losses = result.terms.per_window.tolist()
         answers = [
@@ -90,7 +99,7 @@ class Training:
         ]
         for part, answer in zip(batch, answers, strict=True):
             self._link.publish(self._topics.gradient(part.device), answer)
-        return sum(errors) / len(errors)
+        return sum(errors) / len(errors) if errors else 0.0
 
     def refuse(self, part: Part, refusal: Refusal) -> None:
         """Tell a device why its part was not computed with."""

@@ -25,9 +25,9 @@ from common.encoder import build_encoder
 from common.log_mel import LogMel
 from common.packed_change import ChangeCodec
 from common.split import WINDOW_BYTES, block_state, client_names, load_block, names
+from common.views import Views
 from device.edge_learner import EdgeLearner
 from device.sources import open_source
-from device.views import Views
 
 CODECS: tuple[ChangeCodec, ...] = ("fp16", "int8", "int4")
 STEPS, WINDOWS, CUT = 25, 8, 5

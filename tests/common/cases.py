@@ -9,6 +9,7 @@ import torch
 from common.codec import Codec, EncodedTensor, encode
 from common.messages import (
     Activations,
+    Audio,
     DeltaChunk,
     DesiredConfig,
     DeviceStatus,
@@ -39,6 +40,7 @@ def cases() -> dict[type[object], object]:
     examples = (
         DeviceStatus("ready", BOOT, 3, "0.1.0", "f" * 64, "raspberry-pi-4", "kitchen", (3, 4, 5, 8)),
         Activations(BOOT, 70_000, 7, True, 5, 9_000, 2_000, 12, 600_000, 10**9, "kitchen", tensor("int4", 2, 3, 2, 3)),
+        Audio(BOOT, 70_000, 7, True, 2_000, 12, 600_000, 10**9, "kitchen", "pcm16", bytes(range(64))),
         Telemetry(
             boot=BOOT,
             decision_seq=17,

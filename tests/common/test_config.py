@@ -339,8 +339,9 @@ def test_the_fingerprint_depends_on_what_both_ends_share_and_on_nothing_else(tmp
         {"weights_codec": "fp32"},
         {"optimizer": {"kind": "sgd"}},
         {"objective": "cola"},
+        {"mode": "server-only"},
     ]
-    assert len({of(change) for change in [{}, *other]}) == 6
+    assert len({of(change) for change in [{}, *other]}) == 7
     fields = fingerprint_fields(load_fleet(write(tmp_path, "fleet.yaml", FLEET)))
     assert set(fields) == {
         "protocol",
@@ -350,6 +351,7 @@ def test_the_fingerprint_depends_on_what_both_ends_share_and_on_nothing_else(tmp
         "parts_per_step",
         "optimizer",
         "weights_codec",
+        "mode",
     }
     assert len(of({})) == 64
 

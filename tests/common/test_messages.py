@@ -107,7 +107,7 @@ def test_another_protocol_version_is_refused(made: type[object], version: object
 
 
 @TYPES
-@pytest.mark.parametrize("tag", ["audio", None, 1, [], {}, b"act"])
+@pytest.mark.parametrize("tag", ["sound", None, 1, [], {}, b"act"])
 def test_an_unknown_type_is_refused(made: type[object], tag: object) -> None:
     refuse(made, {**raw(CASES[made]), "t": tag}, "^t: not a type of message, but")
 

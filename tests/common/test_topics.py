@@ -12,6 +12,7 @@ PREFIX = "streamsplit/v1/home"
 TABLE = [
     (TOPICS.status("pi-1"), f"{PREFIX}/pi-1/up/status", Address(Kind.STATUS, "pi-1")),
     (TOPICS.activations("pi-1"), f"{PREFIX}/pi-1/up/activations", Address(Kind.ACTIVATIONS, "pi-1")),
+    (TOPICS.audio("pi-1"), f"{PREFIX}/pi-1/up/audio", Address(Kind.AUDIO, "pi-1")),
     (TOPICS.telemetry("pi-1"), f"{PREFIX}/pi-1/up/telemetry", Address(Kind.TELEMETRY, "pi-1")),
     (TOPICS.update("pi-1", 3), f"{PREFIX}/pi-1/up/update/3", Address(Kind.UPDATE, "pi-1", chunk=3)),
     (TOPICS.embedding("pi-1"), f"{PREFIX}/pi-1/down/embedding", Address(Kind.EMBEDDING, "pi-1")),
@@ -56,7 +57,7 @@ def test_a_weights_topic_cannot_pass_for_data() -> None:
         "streamsplit/v1/home/pi-1/up/update/01",
         "streamsplit/v1/home/pi-1/up/update/65536",
         "streamsplit/v1/home/pi-1/up/update/٣",
-        "streamsplit/v1/home/pi-1/up/audio",
+        "streamsplit/v1/home/pi-1/up/sound",
         "streamsplit/v1/home/PI/up/status",
         "streamsplit/v1/home/_pi/up/status",
         "streamsplit/v1/home/_weights/manifest/0",
@@ -109,7 +110,7 @@ def test_the_filters_cover_the_topics_they_are_for() -> None:
     assert TOPICS.down("pi-1") == f"{PREFIX}/pi-1/down/#"
 
 
-@pytest.mark.parametrize("kind", ["up/audio", "_weights", "up/#", ""])
+@pytest.mark.parametrize("kind", ["up/sound", "_weights", "up/#", ""])
 def test_a_filter_for_what_devices_do_not_have_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="no topic of a device"):
         TOPICS.every_device(kind)

@@ -38,6 +38,18 @@ def test_a_step_is_over_when_every_part_is_answered_or_refused() -> None:
     assert step.result() == "answered"
 
 
+def test_what_was_sent_as_sound_is_answered_by_an_acknowledgement_alone() -> None:
+    step = exchange(3)
+    step.offer_gradient(answer(0), None, received_s=3.0)
+    step.offer_gradient(answer(0), None, received_s=4.0)
+    step.offer_gradient(answer(1), None, received_s=3.0)
+    assert not step.over(3.0)
+    step.offer_gradient(refusal(2, "late"), None, received_s=3.0)
+    assert step.over(3.0)
+    assert step.result() == "answered"
+    assert (step.gradients, step.losses, step.learning_rate) == ({}, [1.0, 1.0], 0.1)
+
+
 def test_a_step_with_no_part_sent_has_nothing_to_wait_for() -> None:
     assert exchange(0).over(0.0)
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from common import messages
+from common.audio_codec import decode_audio, encode_audio
 from common.codec import Codec, decode, encode
 from common.encoder import Encoder, build_encoder
 from common.errors import MessageError
 from common.link import Incoming
+from common.log_mel import WINDOW_SAMPLES, LogMel
 from common.messages import Activations, DeviceStatus, Embedding, UpdateChunk
 from common.mixture_memory import MixtureMemory
+from common.split import BEFORE_STEM
 from common.topics import Kind, Topics
 from tests.fakes import FakeLink
+from trainer import answering
 from trainer.answering import LARGEST_ACTIVATION, LONGEST_DEADLINE_S, Answering, Control, Snapshot
 from trainer.batcher import Part
 
@@ -29,7 +35,7 @@ VERSION = 6
 class Receiving:
     """An `Answering` with a fake link, driven by hand."""
 
-    def __init__(self, *, stream_time: bool = False) -> None:
+    def __init__(self, *, stream_time: bool = False, raw_audio: bool = False) -> None:
         torch.manual_seed(0)
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=0).eval().requires_grad_(False)
@@ -42,6 +48,7 @@ class Receiving:
             limits=messages.Limits(),
             stream_time=stream_time,
             compute=torch.device("cpu"),
+            raw_audio=raw_audio,
         )
 
     def receive(self, *incoming: Incoming) -> list[Part | Control]:
@@ -97,6 +104,53 @@ def test_a_part_is_decoded_and_handed_on_with_the_time_of_its_arrival() -> None:
     assert (part.cut, part.weights_version, part.deadline_s) == (5, 5, 1.5)
     assert (part.segment, part.window_index, part.room, part.time_s) == (2, 77, "kitchen", 40.0)
     assert torch.equal(part.activations, tensor)
+
+
+def sound(samples: np.ndarray, **fields: Any) -> Incoming:
+    values: dict[str, Any] = {"codec": "pcm16", "data": encode_audio(samples, "pcm16")} | fields
+    message = messages.Audio(BOOT, 9, 3, False, 1_500, 2, 77, 12_250, "kitchen", **values)
+    return Incoming(TOPICS.audio("pi"), messages.encode(message), retained=False, received_s=40.0)
+
+
+def window() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, WINDOW_SAMPLES).astype(np.float32)
+
+
+def test_sound_is_dropped_unread_where_it_is_not_permitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    receiving = Receiving()
+
+    def read(*_: object, **__: object) -> object:
+        raise AssertionError("raw audio was decoded")
+
+    monkeypatch.setattr(answering, "decode_audio", read)
+    monkeypatch.setattr(messages, "Audio", read)
+    assert receiving.receive(Incoming(TOPICS.audio("pi"), b"anything", retained=False, received_s=0.0)) == []
+    assert receiving.answering.refused == {TOPICS.audio("pi"): 1}
+    assert receiving.answers() == []
+
+
+def test_sound_where_it_is_permitted_becomes_a_part_before_the_stem_and_is_answered_with_its_embedding() -> None:
+    receiving = Receiving(raw_audio=True)
+    samples = decode_audio(encode_audio(window(), "pcm16"), "pcm16")
+    (part,) = receiving.receive(sound(samples))
+    assert isinstance(part, Part)
+    assert (part.device, part.boot, part.step, part.part, part.last) == ("pi", BOOT, 9, 3, False)
+    assert (part.cut, part.weights_version, part.deadline_s) == (BEFORE_STEM, VERSION, 1.5)
+    assert (part.segment, part.window_index, part.room, part.time_s) == (2, 77, "kitchen", 40.0)
+    assert torch.equal(part.activations, torch.from_numpy(samples))
+    ((topic, answer),) = receiving.answers()
+    with torch.no_grad():
+        expected = receiving.encoder(LogMel()(torch.from_numpy(samples)[None]))
+    assert (topic, answer.step, answer.part) == (TOPICS.embedding("pi"), 9, 3)
+    assert float((decode(answer.tensor) - expected).norm() / expected.norm()) < 0.02, "int8"
+
+
+def test_where_sound_is_expected_activations_and_what_is_no_window_are_dropped() -> None:
+    receiving = Receiving(raw_audio=True)
+    assert receiving.receive(sent(activations(receiving.encoder, 5), 5)) == []
+    assert receiving.receive(sound(window(), data=b"RIFF")) == []
+    assert receiving.receive(sound(window(), codec="flac")) == []
+    assert receiving.answering.refused == {TOPICS.activations("pi"): 1, TOPICS.audio("pi"): 2}
 
 
 def test_where_nothing_may_depend_on_clocks_the_position_in_the_stream_is_the_time() -> None:

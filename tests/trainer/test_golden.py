@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.encoder import Encoder
-from common.split import client_names
+from common.split import BEFORE_STEM, client_names, names
 from tests.golden import (
     Fleet,
     Gradients,
@@ -17,6 +17,7 @@ from tests.golden import (
     Kind,
     StepResult,
     Unsplit,
+    add_share,
     changes,
     hear,
     relative_error,
@@ -24,6 +25,7 @@ from tests.golden import (
     weights,
     worst,
 )
+from trainer.batcher import Part
 
 STEPS = 5
 DEPTH = 8
@@ -156,6 +158,46 @@ def test_the_encoders_as_they_are_train_alike_up_to_single_units_that_flip(encod
         assert split.loss == pytest.approx(whole.loss, rel=TOLERANCE)
         assert worst(split.gradients, whole.gradients) < 1e-2, "one ReLU at zero is 1e-3 here, see `smooth_kinks`"
     assert worst(weights(fleet.encoder), weights(plain.encoder)) < TOLERANCE
+
+
+@pytest.mark.usefixtures("_smooth")
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("encoder_name", ENCODERS)
+def test_windows_that_enter_before_the_stem_train_like_no_split_at_all(encoder_name: str, kind: Kind) -> None:
+    windows = windows_of(encoder_name)
+    stream = [{"a": a, "b": b} for a, b in zip(hear(windows, 5, steps=3), hear(1, 4, steps=3), strict=True)]
+    plain = Plain(encoder_name, stream, kind, LEARNING_RATE[kind])
+    fleet = Fleet(encoder_name, [], kind=kind, parts_per_step=windows, weight_decay=WEIGHT_DECAY[kind])
+    for heard, whole in zip(stream, plain.steps, strict=True):
+        batch = [before_stem(device, number, window) for device in "ab" for number, window in enumerate(heard[device])]
+        result = fleet.server_step.run(batch, learning_rate=LEARNING_RATE[kind])
+        assert float(result.terms.total.detach()) == pytest.approx(whole.loss, rel=TOLERANCE)
+        if kind == "sgd":
+            gradients: Gradients = {}
+            add_share(gradients, fleet.encoder, dict.fromkeys(names(fleet.encoder), 1.0))
+            assert worst(gradients, whole.gradients) < TOLERANCE
+        fleet.ledger.count(batch)
+        fleet.ledger.commit(fleet.ledger.preview())
+    tolerance = {"sgd": CHANGE_TOLERANCE, "adamw": ADAM_TOLERANCE}[kind]
+    assert worst(changes(fleet.encoder, plain.start), changes(plain.encoder, plain.start)) < tolerance
+
+
+def before_stem(device: str, number: int, heard: Heard) -> Part:
+    return Part(
+        device=device,
+        boot="b" * 16,
+        step=0,
+        part=number,
+        last=False,
+        cut=BEFORE_STEM,
+        weights_version=0,
+        deadline_s=1.0,
+        segment=heard.segment,
+        window_index=number,
+        time_s=heard.time_ms / 1e3,
+        room="",
+        activations=heard.views,
+    )
 
 
 def test_the_comparison_notices_a_gradient_that_belongs_to_another_part(monkeypatch: pytest.MonkeyPatch) -> None:

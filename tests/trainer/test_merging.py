@@ -49,6 +49,14 @@ def test_a_device_is_asked_once_and_one_that_missed_the_batch_when_it_next_train
     assert merging.due(live=["a", "b"], offered=[], now_s=6.0), "the deadline counts from the first question"
 
 
+def test_where_devices_hold_no_weights_nobody_is_asked_and_nobody_is_waited_for() -> None:
+    merging = MergePlan(merge_every=2, deadline_s=5.0, collect=False)
+    assert merging.closed(["a", "b"], now_s=0.0) == set()
+    assert not merging.due(live=["a", "b"], offered=[], now_s=0.0)
+    assert merging.closed(["a", "b"], now_s=0.0) == set()
+    assert merging.due(live=["a", "b"], offered=[], now_s=0.0)
+
+
 def test_after_a_merge_counting_starts_anew() -> None:
     merging = plan(2)
     merging.closed(["a"], now_s=0.0)

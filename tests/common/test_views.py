@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.log_mel import FRAMES, MEL_BANDS, WINDOW_SAMPLES, LogMel
 from common.soundscape import CLASSES, clip
-from device.views import Views, crops
+from common.views import Views, crops
 from device.windows import Window, neighbourhood
 
 # Every augmentation off: what a test is about is then switched on.

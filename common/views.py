@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,12 +16,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.log_mel import FRAMES, MEL_BANDS, SAMPLE_RATE_HZ, WINDOW_SAMPLES
-from device.windows import Window
 
+NEIGHBOURHOOD_S = 0.5
+RECORDING_REACH_S = 5.0  # to either side of a window, for COLA's crops: the whole of a clip of five seconds
 _Sound = NDArray[np.float32]
 # The axes of a picture [1, 64, 96]. Masking the wrong one wipes a whole view: a test watches these.
 _BANDS_AXIS, _FRAMES_AXIS = 1, 2
 _SILENCE = 1e-6
+
+
+class Excerpt(Protocol):
+    """One window and what lies around it.
+
+    `samples` [15360] float32 in [-1, 1] at 16 kHz, `context` [15360..] float32 its neighbourhood with the window
+    at `offset`, `segment` the stretch without a gap that it belongs to.
+    """
+
+    @property
+    def samples(self) -> _Sound:
+        """The window as it is."""
+
+    @property
+    def context(self) -> _Sound:
+        """What view B may be cropped from."""
+
+    @property
+    def offset(self) -> int:
+        """Where the window starts in it."""
+
+    @property
+    def segment(self) -> int:
+        """Number of the stretch."""
 
 
 class Views:
@@ -38,7 +64,7 @@ class Views:
         log_mel: Callable[[Tensor], Tensor],
         rng: np.random.Generator,
         *,
-        shift_s: float = 0.5,
+        shift_s: float = NEIGHBOURHOOD_S,
         gain_db: float = 6.0,
         mix: float = 0.4,
         noise_snr_db: tuple[float, float] | None = (15.0, 45.0),
@@ -58,7 +84,7 @@ class Views:
         self._frequency_masks = (frequency_masks, frequency_mask_bands)
         self._earlier: deque[tuple[int, _Sound]] = deque(maxlen=remembered)
 
-    def __call__(self, window: Window) -> Tensor:
+    def __call__(self, window: Excerpt) -> Tensor:
         """Views `[2, 1, 64, 96]` float32, A then B, without a graph. Raises ValueError for a window of wrong shape."""
         _check(window)
         other = self._noisy(self._mixed(self._louder(self._crop(window)), window.segment))
@@ -70,7 +96,7 @@ class Views:
             self._mask(views[1])
         return views
 
-    def _crop(self, window: Window) -> _Sound:
+    def _crop(self, window: Excerpt) -> _Sound:
         first = max(0, window.offset - self._shift_samples)
         last = min(window.context.shape[0] - WINDOW_SAMPLES, window.offset + self._shift_samples)
         start = int(self._rng.integers(first, last + 1))
@@ -106,6 +132,17 @@ class Views:
                 picture.narrow(axis, start, width).fill_(fill)
 
 
+def reach_s(objective: str) -> float:
+    """How much sound on either side of a window its view B may come from."""
+    return RECORDING_REACH_S if objective == "cola" else NEIGHBOURHOOD_S
+
+
+def views_of(objective: str, log_mel: Callable[[Tensor], Tensor], rng: np.random.Generator) -> Views:
+    """The views that the fleet's objective wants."""
+    reach = reach_s(objective)
+    return crops(log_mel, rng, reach_s=reach) if objective == "cola" else Views(log_mel, rng, shift_s=reach)
+
+
 def crops(log_mel: Callable[[Tensor], Tensor], rng: np.random.Generator, *, reach_s: float) -> Views:
     """Views for COLA: B is a crop from anywhere within `reach_s` of the window, and nothing is done to it."""
     return Views(
@@ -124,7 +161,7 @@ def _level(sound: _Sound) -> float:
     return float(np.sqrt(np.dot(sound, sound) / sound.shape[0]))
 
 
-def _check(window: Window) -> None:
+def _check(window: Excerpt) -> None:
     if window.samples.shape != (WINDOW_SAMPLES,) or window.samples.dtype != np.float32:
         raise ValueError(
             f"a window is [{WINDOW_SAMPLES}] float32, not {list(window.samples.shape)} {window.samples.dtype}"

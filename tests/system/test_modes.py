@@ -1,0 +1,176 @@
+"""The baselines as modes of the same pipeline: what travels, what is learned, and that a run repeats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import config, messages
+from common.config import EXIT_CONFIG
+from common.errors import ConfigError
+from common.split import WINDOW_BYTES
+from common.state_blob import digest, pack_state
+from common.topics import Kind, parse
+from tests.bench.in_process import run_in_process
+from tests.bench.in_process_link import MemoryBroker
+from tests.fleet import Fleet
+from trainer import checkpoint
+from trainer.demo_files import DemoFiles, DemoOptions, write_files
+from trainer.metrics import FILE_NAME
+
+PARTS = 4
+MEASURED = {"seconds", "embedding_ms_p95"}
+NOWHERE = "mqtt://127.0.0.1:1"
+
+
+class Overhearing(MemoryBroker):
+    """Counts bytes of payload by kind of topic and device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: dict[tuple[Kind, str | None], list[bytes]] = {}
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, expires: bool) -> None:
+        address = parse(topic)
+        self.heard.setdefault((address.kind, address.device), []).append(payload)
+        super().publish(topic, payload, qos=qos, retain=retain, expires=expires)
+
+    def kinds(self) -> set[Kind]:
+        """What devices sent."""
+        return {kind for kind, device in self.heard if device is not None and str(kind).startswith("up/")}
+
+
+def options(out: Path, mode: str, *, windows: int = 32, **fields: Any) -> DemoOptions:
+    made = DemoOptions(
+        devices=2,
+        windows=windows,
+        data=None,
+        fold=1,
+        order="stream",
+        shard="iid",
+        profiles=(),
+        cut="5",
+        codec=None,
+        encoder="mobile",
+        speed="fast",
+        seed=3,
+        out=out,
+        mode=mode,
+        trainer_settings=(("threads", 1), ("merge_every", 3)),
+        fleet_settings=(("parts_per_step", PARTS),),
+    )
+    return replace(made, **fields)
+
+
+def run(out: Path, mode: str, **fields: Any) -> tuple[DemoFiles, Overhearing]:
+    out.mkdir()
+    files = write_files(options(out, mode, **fields), NOWHERE, None)
+    broker = Overhearing()
+    run_in_process(files, broker=broker)
+    return files, broker
+
+
+def journal(files: DemoFiles, device: str) -> list[dict[str, Any]]:
+    lines = (files.device_states[device] / "steps.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def learned(files: DemoFiles) -> dict[str, Any]:
+    path = checkpoint.latest(files.trainer_state)
+    assert path is not None
+    saved = checkpoint.load(path)
+    lines = [json.loads(line) for line in (files.trainer_state / FILE_NAME).read_text().splitlines()]
+    return {
+        "metrics": [{key: value for key, value in line.items() if key not in MEASURED} for line in lines],
+        "weights": {name: digest(pack_state({name: value}, "fp32")) for name, value in saved.encoder.items()},
+        "progress": (saved.weights_version, saved.steps, saved.windows),
+    }
+
+
+# -- server-only ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_server_only_answers_every_step_holds_no_weights_on_devices_and_repeats(tmp_path: Path) -> None:
+    first, heard = run(tmp_path / "first", "server-only")
+    again, _ = run(tmp_path / "again", "server-only")
+    assert learned(first) == learned(again)
+    for device, state in first.device_states.items():
+        steps = [line for line in journal(first, device) if line["kind"] == "step"]
+        assert [step["result"] for step in steps] == ["answered"] * 4
+        assert all(len(step["embedding_ms"]) == PARTS and step["loss"] for step in steps)
+        assert not (state / "weights.bin").exists()
+        bytes_up = journal(first, device)[-1]["bytes_up"]
+        assert 16 * WINDOW_BYTES < bytes_up < 1.1 * 16 * WINDOW_BYTES
+        # Gradients, embeddings and little else came down: weights alone would be 855,000 bytes.
+        assert journal(first, device)[-1]["bytes_down"] < 16 * 1_000
+    assert heard.kinds() == {Kind.STATUS, Kind.AUDIO, Kind.TELEMETRY}
+    answers = [messages.decode(messages.Gradient, one) for one in heard.heard[Kind.GRADIENT, "device-1"]]
+    assert [(one.result, one.tensor, one.merge) for one in answers] == [("ok", None, False)] * 16
+    # Of four steps the third is merged, the rest at the end.
+    assert [line["weights_version"] for line in learned(first)["metrics"]] == [0, 0, 0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_server_only_runs_as_processes_over_a_broker(tmp_path: Path) -> None:
+    with Fleet(tmp_path, broker="embedded", mode="server-only", parts_per_step=PARTS) as fleet:
+        fleet.start_trainer(speed="fast", expected_devices=1, baseline_raw_audio=True)
+        fleet.start_device("a", windows=3 * PARTS, baseline_raw_audio=True, audio_codec="opus")
+        assert fleet.exit_status("a") == 0
+        assert fleet.answered("a") == 3
+        fleet.settle()
+        fleet.ask_to_stop("trainer")
+        assert fleet.exit_status("trainer") == 0
+        assert fleet.trainer_step == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codec", "share"), [("flac", 0.95), ("opus", 0.25)])
+def test_flac_and_opus_make_windows_smaller(tmp_path: Path, codec: str, share: float) -> None:
+    files, _ = run(tmp_path / codec, "server-only", windows=16, device_settings=(("audio_codec", codec),))
+    for device in files.device_states:
+        assert [line["result"] for line in journal(files, device) if line["kind"] == "step"] == ["answered"] * 2
+        assert journal(files, device)[-1]["bytes_up"] < share * 8 * WINDOW_BYTES
+
+
+# -- raw audio stays where it is --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["split"])
+def test_in_every_other_mode_no_sound_leaves_a_device_even_where_it_would_be_permitted(
+    tmp_path: Path, mode: str
+) -> None:
+    permitted = (("baseline_raw_audio", True),)
+    chosen = options(tmp_path, mode)
+    files, broker = run(
+        tmp_path / "run",
+        mode,
+        windows=16,
+        trainer_settings=(*chosen.trainer_settings, *permitted),
+        device_settings=permitted,
+    )
+    assert Kind.STATUS in broker.kinds()
+    assert Kind.AUDIO not in broker.kinds()
+    assert sum(journal(files, device)[-1]["window"] for device in files.device_states) == 16
+
+
+@pytest.mark.parametrize("end", ["trainer", "device"])
+def test_server_only_without_the_permission_of_an_end_is_refused_by_it(tmp_path: Path, end: str) -> None:
+    files = write_files(options(tmp_path, "server-only"), NOWHERE, None)
+    path = files.trainer if end == "trainer" else files.devices["device-1"]
+    path.write_text(path.read_text().replace("baseline_raw_audio: true\n", ""))
+    load = config.load_trainer if end == "trainer" else config.load_device
+    with pytest.raises(ConfigError, match=r"baseline_raw_audio: mode server-only sends raw audio.*allowed: true"):
+        load(path)
+    assert EXIT_CONFIG == 78
+
+
+def test_no_shipped_file_permits_it() -> None:
+    shipped = [path for path in config.PROFILES.parent.rglob("*.yaml") if "profiles" not in path.parts]
+    assert len(shipped) >= 4
+    assert not [path for path in shipped if "baseline_raw_audio" in path.read_text() or "mode:" in path.read_text()]
