@@ -23,6 +23,7 @@ from paho.mqtt.properties import Properties
 
 from common.link_address import Backoff, BrokerAddress, Tls
 from common.link_queues import Incoming, Outgoing
+from common.traffic import packet_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -268,11 +269,17 @@ class Connection:
             properties = Properties(PacketTypes.PUBLISH)
             left_s = math.ceil(message.expires_s - time.monotonic())
             properties.MessageExpiryInterval = min(max(1, left_s), LONGEST_EXPIRY_S)
+        expires = properties is not None
+        self._count(message.topic, message.payload, qos=message.qos, expires=expires)
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if message.qos:  # paho keeps it for the next connection where this one is gone
             self._in_flight[info.mid] = message
         elif info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._state.outbound.refuse()
+
+    def _count(self, topic: str, payload: bytes, *, qos: int, expires: bool) -> None:
+        version_5 = self._protocol == MQTT_5
+        self._state.count(topic, packet_bytes(topic, payload, qos=qos, expires=expires, version_5=version_5))
 
     def _subscribe_due(self) -> None:
         for topic_filter, qos in self._state.take_due():
@@ -325,6 +332,8 @@ class Connection:
             self._state.inbound.refuse()
             return
         incoming = Incoming(topic, bytes(message.payload), message.retain, time.monotonic())
+        expires = hasattr(message.properties, "MessageExpiryInterval")
+        self._count(topic, incoming.payload, qos=message.qos, expires=expires)
         if self._is_data(incoming.topic):
             self._state.inbound.put_data(incoming)
         else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from common.link_queues import InboundQueues, OutboundQueues
+from common.traffic import KINDS, kind_of, with_rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ class LinkCounters:
     ``dropped_in``: pushed out unread, or with a topic that is no text. ``dropped_out``: pushed out, expired, offered
     without connection or room, or lost with the connection.
     ``refused``: PUBACKs with a failure code, refused subscriptions, publishes above the broker's limit; by reason in
-    ``refusals``. ``last_error`` is what went wrong since the last connect.
+    ``refusals``. ``last_error`` is what went wrong since the last connect. ``kinds``: all bytes, both directions, by
+    what they carried (`common.traffic`).
     """
 
     bytes_up: int = 0
@@ -41,6 +43,7 @@ class LinkCounters:
     reconnects: int = 0
     last_error: str | None = None
     refusals: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
 
 class Bell:
@@ -92,6 +95,7 @@ class LinkState:
         self.broken: BaseException | None = None
         self.last_error: str | None = None
         self.bytes_up = self.bytes_down = 0
+        self.kinds = dict.fromkeys(KINDS, 0)  # touched by the network thread alone
         self._changed = threading.Condition()
         self._subscriptions: dict[str, int] = {}
         self._due: list[tuple[str, int | None]] = []
@@ -173,6 +177,10 @@ class LinkState:
             msg = f"the network thread of {self.client_id} died: {self.broken!r}"
             raise LinkBroken(msg) from self.broken
 
+    def count(self, topic: str, size_bytes: int) -> None:
+        """The network thread: so many bytes went over the socket for a message."""
+        self.kinds[kind_of(topic)] += size_bytes
+
     def too_large(self, topic: str, payload: bytes) -> bool:
         """True, and counted, for what the broker would cut the connection for."""
         limit = self.max_packet_bytes
@@ -201,4 +209,5 @@ class LinkState:
                 reconnects=max(0, self.connects - 1),
                 last_error=self.last_error,
                 refusals=dict(self._refusals),
+                kinds=with_rest(dict(self.kinds), self.bytes_up + self.bytes_down),
             )

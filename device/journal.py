@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.link import LinkCounters
 from device.exchange import Exchange
 
 
@@ -39,7 +40,7 @@ class Journal:
             self._file.write("\n")
         self._write(kind="start")
 
-    def step(self, exchange: Exchange, *, bytes_up: int, bytes_down: int, weights_version: int) -> None:
+    def step(self, exchange: Exchange, *, counters: LinkCounters, weights_version: int) -> None:
         """A step is over."""
         result = exchange.result()
         self.totals.steps_sent += 1
@@ -56,12 +57,11 @@ class Journal:
             loss=sum(exchange.losses) / len(exchange.losses) if exchange.losses else None,
             embedding_ms=[round(1e3 * seconds, 2) for seconds in exchange.embedding_s],
             gradient_ms=[round(1e3 * seconds, 2) for seconds in exchange.gradient_s],
-            bytes_up=bytes_up,
-            bytes_down=bytes_down,
+            **_bytes(counters),
             weights_version=weights_version,
         )
 
-    def local_step(self, *, windows: int, loss: float, bytes_up: int, bytes_down: int) -> None:
+    def local_step(self, *, windows: int, loss: float, counters: LinkCounters) -> None:
         """A local step was taken on ``windows`` windows."""
         self.totals.local_steps += 1
         self.totals.local += windows
@@ -72,24 +72,26 @@ class Journal:
             local=self.totals.local,
             windows=windows,
             loss=loss,
-            bytes_up=bytes_up,
-            bytes_down=bytes_down,
+            **_bytes(counters),
         )
 
-    def end(self, *, bytes_up: int, bytes_down: int) -> None:
+    def end(self, *, counters: LinkCounters) -> None:
         """The device stops by itself."""
         self._write(
             kind="end",
             window=self.totals.windows,
             sent=self.totals.sent,
             local=self.totals.local,
-            bytes_up=bytes_up,
-            bytes_down=bytes_down,
+            **_bytes(counters),
         )
         self._file.close()
 
     def _write(self, **values: object) -> None:
         self._file.write(json.dumps(values) + "\n")
+
+
+def _bytes(counters: LinkCounters) -> dict[str, object]:
+    return {"bytes_up": counters.bytes_up, "bytes_down": counters.bytes_down, "bytes_of": dict(counters.kinds)}
 
 
 def _is_torn(path: Path) -> bool:

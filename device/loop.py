@@ -209,8 +209,7 @@ class DeviceLoop:
             self._weights.save()
         self._presence.show("stopped")
         self._senses.publish(force=True)
-        counters = self._link.counters()
-        self._journal.end(bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
+        self._journal.end(counters=self._link.counters())
         self._source.close()
 
     # -- between windows ----------------------------------------------------------------------------------------------
@@ -259,10 +258,7 @@ class DeviceLoop:
                 times_s=[one.time_s for one in batch],
             )
         self._replica.trained(names(self._encoder), local_windows=len(batch))
-        counters = self._link.counters()
-        self._journal.local_step(
-            windows=len(batch), loss=loss, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down
-        )
+        self._journal.local_step(windows=len(batch), loss=loss, counters=self._link.counters())
 
     # -- a window -----------------------------------------------------------------------------------------------------
 

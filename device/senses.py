@@ -105,13 +105,7 @@ class Senses:
         self._gradient_ms = _median_ms(exchange.gradient_s)
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
-        counters = self._link.counters()
-        self._journal.step(
-            exchange,
-            bytes_up=counters.bytes_up,
-            bytes_down=counters.bytes_down,
-            weights_version=self._replica.version,
-        )
+        self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
         self.publish()
 
     def publish(self, *, force: bool = False) -> None:

@@ -82,6 +82,8 @@ class Report:
         broker: which broker was used.
         loss: task loss divided by ln(number of candidates).
         windows: captured; of these ``windows_sent`` travelled, and ``windows_local`` were learned from in local steps.
+        bytes_per_hour: of each device by what they carried (`common.traffic`), both directions, per hour of audio;
+            ``fleet_bytes_per_hour``: the same of all devices together, per hour of audio of one device.
         cuts: windows of each device at each cut.
         settings: whatever is needed to repeat the run (seed, order, codec, what was held out, …).
     """
@@ -101,6 +103,8 @@ class Report:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     windows_sent: int = 0
     windows_local: int = 0
+    bytes_per_hour: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    fleet_bytes_per_hour: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain data, keys as JSON has them; figures that are not finite become None."""
@@ -159,6 +163,7 @@ def summary_text(report: Report) -> str:
         ("windows sent, local", f"{report.windows_sent:,}, {report.windows_local:,}"),
         ("steps", _steps_text(report.steps)),
         ("bytes", _bytes_text(report.bytes)),
+        ("KiB per hour of audio", _traffic_text(report.fleet_bytes_per_hour)),
         ("embedding", _latency_text(report.latency_ms.embedding)),
         ("gradient", _latency_text(report.latency_ms.gradient)),
         ("loss", f"{_change(report.loss, 3)}   (task loss / ln candidates; 1 is guessing)"),
@@ -211,6 +216,12 @@ def _bytes_text(counts: ByteCounts) -> str:
     if not counts.pcm16:
         return text
     return f"{text}, together {(counts.up + counts.down) / counts.pcm16:.1%} of PCM16 ({_mebibytes(counts.pcm16)})"
+
+
+def _traffic_text(per_hour: Mapping[str, int]) -> str:
+    kinds = sorted(per_hour.items(), key=lambda each: -each[1])
+    parts = ", ".join(f"{kind} {count / 2**10:,.0f}" for kind, count in kinds)
+    return f"{sum(per_hour.values()) / 2**10:,.0f}: {parts}" if parts else "not measured"
 
 
 def _mebibytes(count: float) -> str:

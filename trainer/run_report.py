@@ -9,9 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.log_mel import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from common.split import WINDOW_BYTES
+from common.traffic import KINDS
 from trainer.metrics import FILE_NAME, StepMetrics, read_metrics
 from trainer.report import ByteCounts, Latencies, Probe, Report, Series, Setting, StepCounts, first_last, percentiles
+
+WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE_HZ
 
 
 @dataclass(slots=True)
@@ -30,12 +34,13 @@ class DeviceRun:
     local_steps: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    bytes_of: Counter[str] = field(default_factory=Counter)
 
 
 def read_device(path: Path) -> DeviceRun:
     """Add up a ``steps.jsonl``; a restarted device counts bytes and windows anew, so its lives are added."""
     run = DeviceRun()
-    life: Mapping[str, int] = {}
+    life: Mapping[str, Any] = {}
     for line in _lines(path):
         if line["kind"] == "start":
             _add_life(run, life)
@@ -50,12 +55,13 @@ def read_device(path: Path) -> DeviceRun:
     return run
 
 
-def _add_life(run: DeviceRun, last: Mapping[str, int]) -> None:
+def _add_life(run: DeviceRun, last: Mapping[str, Any]) -> None:
     run.windows += last.get("window", 0)
     run.windows_sent += last.get("sent", 0)
     run.windows_local += last.get("local", 0)
     run.bytes_up += last.get("bytes_up", 0)
     run.bytes_down += last.get("bytes_down", 0)
+    run.bytes_of.update(last.get("bytes_of", {}))
 
 
 def _add_step(run: DeviceRun, line: Mapping[str, Any]) -> None:
@@ -104,6 +110,8 @@ def build_report(
         windows_local=sum(run.windows_local for run in runs.values()),
         steps=_step_counts(runs),
         bytes=counts,
+        bytes_per_hour={device: _per_hour(run.bytes_of, run.windows) for device, run in runs.items()},
+        fleet_bytes_per_hour=_per_hour(sum((run.bytes_of for run in runs.values()), Counter()), windows),
         latency_ms=Latencies(
             embedding=percentiles([ms for run in runs.values() for ms in run.embedding_ms]),
             gradient=percentiles([ms for run in runs.values() for ms in run.gradient_ms]),
@@ -127,6 +135,11 @@ def build_report(
         pcm16=counts.pcm16,
     )
     return report, series
+
+
+def _per_hour(counted: Mapping[str, int], windows: int) -> dict[str, int]:
+    hours = windows * WINDOW_S / 3600
+    return {kind: round(counted[kind] / hours) for kind in KINDS if kind in counted} if windows else {}
 
 
 def _ranks(metrics: Iterable[StepMetrics]) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -17,18 +18,9 @@ from common.link import Link, LinkCounters
 from common.link_address import BrokerAddress
 from common.link_queues import InboundQueues, Incoming
 from common.topics import is_data
+from common.traffic import kind_of, packet_bytes, with_rest
 
 ACKNOWLEDGEMENT_BYTES = 4  # a PUBACK without properties
-EXPIRY_BYTES = 5  # the one property that we set
-
-
-def packet_bytes(topic: str, payload: bytes, *, qos: int, expires: bool) -> int:
-    """The size of a PUBLISH packet of MQTT 5 (section 3.3)."""
-    rest = 2 + len(topic.encode()) + (2 if qos else 0) + 1 + (EXPIRY_BYTES if expires else 0) + len(payload)
-    length = 1
-    while rest >= 128**length:
-        length += 1
-    return 1 + length + rest
 
 
 class MemoryBroker:
@@ -115,6 +107,7 @@ class MemoryLink:
         self._wanted: dict[str, int | None] = {}
         self._inbound = InboundQueues(data_capacity)
         self._counters = LinkCounters()
+        self._kinds: Counter[str] = Counter()
         self._counting = threading.Lock()
         self.client_id = client_id
         self.address = address
@@ -188,7 +181,10 @@ class MemoryLink:
 
     def counters(self) -> LinkCounters:
         """See `Link`."""
-        return replace(self._counters, dropped_in=self._inbound.dropped)
+        with self._counting:
+            counters, kinds = self._counters, dict(self._kinds)
+        total = counters.bytes_up + counters.bytes_down
+        return replace(counters, dropped_in=self._inbound.dropped, kinds=with_rest(kinds, total))
 
     def deliver(self, topic: str, payload: bytes, *, qos: int, expires: bool, retained: bool) -> None:
         """Take a message that matches one of the filters; any other is passed over. Called by the broker."""
@@ -196,13 +192,15 @@ class MemoryLink:
         if wanted is None:
             return
         qos = min(qos, wanted)
-        self._count(down=packet_bytes(topic, payload, qos=qos, expires=expires), up=ACKNOWLEDGEMENT_BYTES if qos else 0)
+        size_bytes = packet_bytes(topic, payload, qos=qos, expires=expires)
+        self._count(topic, size_bytes, down=size_bytes, up=ACKNOWLEDGEMENT_BYTES if qos else 0)
         message = Incoming(topic, payload, retained, time.monotonic())
         put: Callable[[Incoming], None] = self._inbound.put_data if is_data(topic) else self._inbound.put_control
         put(message)
 
     def _send(self, topic: str, payload: bytes, *, qos: int, retain: bool, expires: bool) -> None:
-        self._count(up=packet_bytes(topic, payload, qos=qos, expires=expires), down=ACKNOWLEDGEMENT_BYTES if qos else 0)
+        size_bytes = packet_bytes(topic, payload, qos=qos, expires=expires)
+        self._count(topic, size_bytes, up=size_bytes, down=ACKNOWLEDGEMENT_BYTES if qos else 0)
         self._broker.publish(topic, payload, qos=qos, retain=retain, expires=expires)
 
     def _wanted_qos(self, topic: str) -> int | None:
@@ -211,8 +209,9 @@ class MemoryLink:
             self._wanted[topic] = max(found, default=None)
         return self._wanted[topic]
 
-    def _count(self, *, up: int, down: int) -> None:
+    def _count(self, topic: str, size_bytes: int, *, up: int, down: int) -> None:
         with self._counting:  # the owner's threads send while others deliver
+            self._kinds[kind_of(topic)] += size_bytes
             counters = self._counters
             self._counters = replace(counters, bytes_up=counters.bytes_up + up, bytes_down=counters.bytes_down + down)
 

@@ -16,6 +16,8 @@ from broker.child import accepts, ended_at_exit, free_port
 from broker.start import Broker, open_broker
 from common.errors import ConfigError
 from common.link import Link, LinkBroken, Tls
+from common.topics import Topics
+from common.traffic import packet_bytes
 from device.shaped_link import ShapedLink
 from tests.brokers import SOON_S, Links, data_topic, eventually, expect, needs_mosquitto
 
@@ -54,6 +56,25 @@ def test_counted_bytes_are_those_a_proxy_sees(links: Links) -> None:
         eventually(lambda: line.bytes_up == link.counters().bytes_up, "the proxy has everything")
         assert link.counters().bytes_up > 1_225_000 + 1_200_000
         assert link.counters().bytes_down == pytest.approx(line.bytes_down, rel=0.01)
+
+
+def test_every_byte_is_counted_as_what_it_carried(links: Links) -> None:
+    topics = Topics("home")
+    device, trainer = links.make("device", topics.gradient("pi"), qos=0), links.make("trainer", topics.update("pi", 0))
+    device.publish(topics.activations("pi"), bytes(2_000), expiry_s=60.0)
+    device.publish(topics.update("pi", 0), bytes(30_000), qos=1)
+    expect(trainer, topics.update("pi", 0))
+    trainer.publish(topics.gradient("pi"), bytes(3_000))
+    expect(device, topics.gradient("pi"))
+    counters = device.counters()
+    version_5 = device.protocol == "5"
+    assert counters.kinds["activations"] == packet_bytes(
+        topics.activations("pi"), bytes(2_000), qos=0, expires=True, version_5=version_5
+    )
+    assert counters.kinds["changes"] == packet_bytes(topics.update("pi", 0), bytes(30_000), qos=1, version_5=version_5)
+    assert counters.kinds["gradients"] == packet_bytes(topics.gradient("pi"), bytes(3_000), qos=0, version_5=version_5)
+    assert sum(counters.kinds.values()) == counters.bytes_up + counters.bytes_down
+    assert 0 < counters.kinds["rest"] < 500, "handshake, subscription and acknowledgement"
 
 
 def test_mqtt_5_where_the_broker_speaks_it_else_3_1_1_at_once(links: Links) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from broker.start import open_broker
 from common.state_blob import digest, pack_state
 from tests.bench.in_process import FleetFailed, run_in_process
-from tests.bench.in_process_link import matches, packet_bytes
+from tests.bench.in_process_link import matches
 from trainer import checkpoint, demo
 from trainer.demo_files import DemoFiles, DemoOptions, write_files
 from trainer.metrics import FILE_NAME
@@ -106,8 +106,3 @@ def test_an_error_in_one_of_the_threads_ends_the_run(tmp_path: Path, monkeypatch
 )
 def test_filters_match_as_mqtt_says(topic_filter: str, topic: str, expected: bool) -> None:
     assert matches(topic_filter, topic) is expected
-
-
-def test_a_packet_is_as_long_as_mqtt_5_makes_it() -> None:
-    assert packet_bytes("a/b", b"hello", qos=0, expires=False) == 1 + 1 + 2 + 3 + 1 + 5
-    assert packet_bytes("a/b", bytes(200), qos=1, expires=True) == 1 + 2 + 2 + 3 + 2 + 1 + 5 + 200

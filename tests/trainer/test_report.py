@@ -40,6 +40,8 @@ REPORT = Report(
     settings={"seed": 0, "order": "stream"},
     windows_sent=2990,
     windows_local=8,
+    bytes_per_hour={"pi-1": {"activations": 4_096_000, "rest": 1024}, "pi-2": {}},
+    fleet_bytes_per_hour={"rest": 1024, "activations": 2_048_000},
 )
 SERIES = Series(
     loss_steps=[1, 2, 3],
@@ -71,6 +73,8 @@ def test_the_report_has_exactly_the_documented_keys() -> None:
         "settings": {"seed": 0, "order": "stream"},
         "windows_sent": 2990,
         "windows_local": 8,
+        "bytes_per_hour": {"pi-1": {"activations": 4_096_000, "rest": 1024}, "pi-2": {}},
+        "fleet_bytes_per_hour": {"rest": 1024, "activations": 2_048_000},
     }
 
 
@@ -105,6 +109,7 @@ def test_the_summary_says_the_figures_a_person_looks_for() -> None:
         "5 ms median, 12 ms p95",
         "3: 500 windows, 5: 1,000 windows",
         "0.950 -> 0.610",
+        "2,001: activations 2,000, rest 1",
     ):
         assert piece in text
     assert text.index("cuts of pi-1") < text.index("cuts of pi-2")

@@ -56,6 +56,27 @@ def test_windows_that_travelled_and_those_learned_from_locally_are_counted_apart
     assert (run.windows, run.windows_sent, run.windows_local) == (80, 21, 16)
 
 
+def test_bytes_are_told_per_hour_of_audio_by_what_they_carried(tmp_path: Path) -> None:
+    hour = 3750  # windows
+    lives = [
+        json.dumps({"kind": "end", "window": hour // 2, "bytes_of": {"activations": 700, "rest": rest}})
+        for rest in (20, 30)
+    ]
+    one = journal(tmp_path, START, lives[0], START, lives[1])
+    two = journal(tmp_path, START, json.dumps({"kind": "end", "window": hour, "bytes_of": {"changes": 100}}))
+    report, _ = build_report(
+        {"a": one, "b": two, "idle": DeviceRun()},
+        tmp_path / "trainer",
+        broker="embedded",
+        probe=Probe(),
+        weights_version=3,
+        wall_s=2.0,
+        settings={},
+    )
+    assert report.bytes_per_hour == {"a": {"activations": 1400, "rest": 50}, "b": {"changes": 100}, "idle": {}}
+    assert report.fleet_bytes_per_hour == {"activations": 700, "changes": 50, "rest": 25}
+
+
 def test_a_line_torn_by_a_kill_is_passed_over(tmp_path: Path) -> None:
     run = journal(tmp_path, START, step(8), '{"kind": "st', START, step(8))
     assert (run.windows, run.sent) == (16, 2)
