@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from common.codec import Codec
 
 VIEWS = 2
-VALUE_BYTES = {"fp32": 4, "fp16": 2}
+VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 BEFORE_STEM = -1  # where a part enters whose device runs nothing: in the place of a cut, only inside a program
 WINDOW_BYTES = 30_720  # a window of 15,360 samples as PCM16: what a cut has to beat
 
@@ -30,7 +30,7 @@ class CutRow:
         up_bytes: activations of one window after the codec, tensor and scales, without headers.
         down_bytes: gradient of one window, likewise.
         device_parameters: parameters on the device, the stem included.
-        exchange_bytes: one weight exchange, the device's change up and the merged blocks down.
+        exchange_bytes: one weight exchange, the device's change up and the step to the merged version down; values only.
     """
 
     cut: int
@@ -101,7 +101,8 @@ def cut_table(
     codec: Codec,
     *,
     gradient_codec: Codec | None = None,
-    weights_dtype: Literal["fp32", "fp16"] = "fp32",
+    change_codec: str = "fp32",
+    delta_codec: str = "fp32",
 ) -> list[CutRow]:
     """The cost of every cut, bytes measured by encoding a random tensor; ``gradient_codec`` None = the same codec."""
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +117,7 @@ def cut_table(
             up_bytes=_encoded_bytes(sample, codec),
             down_bytes=_encoded_bytes(sample, gradient_codec or codec),
             device_parameters=parameters,
-            exchange_bytes=2 * parameters * VALUE_BYTES[weights_dtype],
+            exchange_bytes=parameters * (VALUE_BITS[change_codec] + VALUE_BITS[delta_codec]) // 8,
         )
         rows.append(row)
     return rows
@@ -158,14 +159,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", choices=ENCODERS, default="mobile")
     parser.add_argument("--codec", default=DEFAULT_ACTIVATIONS_CODEC, help="of the activations")
     parser.add_argument("--gradient-codec", default=DEFAULT_GRADIENT_CODEC)
-    parser.add_argument("--weights", choices=VALUE_BYTES, default="fp16", help="number format of weights")
+    parser.add_argument("--change-codec", choices=VALUE_BITS, default="int4", help="of the changes of weights, up")
+    parser.add_argument("--delta-codec", choices=VALUE_BITS, default="int4", help="of the steps of versions, down")
     given = parser.parse_args(argv)
     try:
         codec, gradient_codec = Codec.parse(given.codec), Codec.parse(given.gradient_codec)
     except ValueError as error:
         parser.error(str(error))
     rows = cut_table(
-        build_encoder(given.encoder, seed=0), codec, gradient_codec=gradient_codec, weights_dtype=given.weights
+        build_encoder(given.encoder, seed=0),
+        codec,
+        gradient_codec=gradient_codec,
+        change_codec=given.change_codec,
+        delta_codec=given.delta_codec,
     )
     print(format_cut_table(rows))
     return 0

@@ -10,6 +10,7 @@ from common.topics import Kind, parse
 
 TRAFFIC: dict[Kind, str] = {
     Kind.ACTIVATIONS: "activations",
+    Kind.AUDIO: "audio",
     Kind.GRADIENT: "gradients",
     Kind.EMBEDDING: "embeddings",
     Kind.WEIGHTS: "weights",

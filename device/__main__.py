@@ -117,7 +117,15 @@ def _loop(
     gradients = Codec.parse(DEFAULT_GRADIENT_CODEC)  # the trainer's file may say otherwise
     LOG.info(
         "what each cut costs:\n%s",
-        format_cut_table(cut_table(encoder, codec, gradient_codec=gradients, weights_dtype=fleet.weights_codec)),
+        format_cut_table(
+            cut_table(
+                encoder,
+                codec,
+                gradient_codec=gradients,
+                change_codec=fleet.change_codec,
+                delta_codec=fleet.delta_codec or fleet.weights_codec,
+            )
+        ),
     )
     optimizers = BlockOptimizers(
         encoder,

@@ -33,7 +33,8 @@ def cuts() -> str:
         build_encoder("mobile", seed=0),
         Codec.parse(DEFAULT_ACTIVATIONS_CODEC),
         gradient_codec=Codec.parse(DEFAULT_GRADIENT_CODEC),
-        weights_dtype="fp16",
+        change_codec="int4",
+        delta_codec="int4",
     )
     return f"```\n{format_cut_table(rows)}\n```"
 

@@ -73,7 +73,10 @@ def test_the_cut_table_counts_what_travels(mobile: Encoder) -> None:
     assert row.down_bytes == 2 * 2_304 * 2
     assert row.device_parameters == 52_016
     assert row.exchange_bytes == 2 * 52_016 * 4
-    assert split.cut_table(mobile, Codec.parse("fp16"), weights_dtype="fp16")[5].exchange_bytes == 2 * 52_016 * 2
+    assert (
+        split.cut_table(mobile, Codec.parse("fp16"), change_codec="int4", delta_codec="int8")[5].exchange_bytes
+        == 52_016 * 3 // 2
+    )
 
 
 def test_one_byte_a_value_at_cut_5_is_about_30_percent_of_a_window(mobile: Encoder) -> None:

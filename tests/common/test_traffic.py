@@ -12,6 +12,7 @@ TOPICS = Topics("home")
     ("topic", "kind"),
     [
         (TOPICS.activations("pi"), "activations"),
+        (TOPICS.audio("pi"), "audio"),
         (TOPICS.gradient("pi"), "gradients"),
         (TOPICS.embedding("pi"), "embeddings"),
         (TOPICS.weights("stem", 0), "weights"),
