@@ -30,7 +30,7 @@ class CutRow:
         up_bytes: activations of one window after the codec, tensor and scales, without headers.
         down_bytes: gradient of one window, likewise.
         device_parameters: parameters on the device, the stem included.
-        exchange_bytes: one weight exchange, the device's change up and the step to the merged version down; values only.
+        exchange_bytes: one weight exchange, the device's change up and the step to the next version down; values only.
     """
 
     cut: int
