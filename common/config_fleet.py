@@ -11,7 +11,7 @@ from common.config_types import ExistingFile, Identity, Number, Settings, refuse
 from common.errors import ConfigError
 from common.link_address import BrokerAddress
 
-HEADS = {"hybrid": "mlp", "cola": "tanh"}
+HEADS = {"hybrid": "mlp", "cola": "tanh", "clap": "mlp"}
 """The head that each objective trains: one of `common.encoder.HEADS`."""
 
 
@@ -92,10 +92,11 @@ class FleetConfig(Settings):
     encoder: Literal["mobile", "resnet18", "efficientnet-b0"] = Field(
         default="mobile", description="The encoder all of them train together."
     )
-    objective: Literal["hybrid", "cola"] = Field(
+    objective: Literal["hybrid", "cola", "clap"] = Field(
         default="hybrid",
-        description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording. "
-        "Of the trainer's keys for the loss, cola heeds false_negative_s alone.",
+        description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording; "
+        "clap, sound and captions in one space. Of the trainer's keys for the loss, cola heeds false_negative_s alone, "
+        "clap that and text_encoder.",
     )
     mode: Literal["split", "server-only"] = Field(
         default="split",
@@ -123,6 +124,13 @@ class FleetConfig(Settings):
     max_message_bytes: int = Field(
         default=4 * 1024 * 1024, ge=65_536, le=268_435_455, description="Largest MQTT message accepted, in bytes."
     )
+
+    @field_validator("mode")
+    @classmethod
+    def _captions_travel_with_activations(cls, value: str, info: ValidationInfo) -> str:
+        if value == "server-only" and info.data.get("objective") == "clap":
+            raise refuse("objective clap in mode server-only: sound travels without captions", "split")
+        return value
 
     @property
     def head(self) -> str:

@@ -96,6 +96,11 @@ class TrainerConfig(Settings):
     laplacian_neighbours: int = Field(
         default=5, ge=1, le=1000, description="Temporal neighbours of each window in that term."
     )
+    text_encoder: Literal["hashed", "minilm"] = Field(
+        default="hashed",
+        description="Text tower of the objective clap. hashed: small, trained from nothing; minilm: a frozen sentence "
+        "encoder, needs the extra clap.",
+    )
     false_negative_s: Number = Field(
         default=6.0,
         ge=0,
@@ -187,6 +192,11 @@ class SourceConfig(Settings):
         default=None,
         description="Text file naming the recordings to use, one path relative to path per line; null: all.",
     )
+    captions: ExistingFile | None = Field(
+        default=None,
+        description="CSV with the columns file and caption, for the objective clap; null: captions.csv in path, "
+        "else captions made from the names of the class folders (supervised).",
+    )
     order: Literal["stream", "shuffled"] = Field(
         default="stream",
         description="stream: contiguous windows of shuffled clips; shuffled: one random window of each clip.",
@@ -212,10 +222,10 @@ class SourceConfig(Settings):
             raise refuse(f"kind {kind} has no path", "only with kind: folder")
         return value
 
-    @field_validator("list", "card", "classes")
+    @field_validator("list", "captions", "card", "classes")
     @classmethod
     def _belongs_to_the_kind(cls, value: object, info: ValidationInfo) -> object:
-        owner = {"list": "folder", "card": "microphone", "classes": "soundscape"}[str(info.field_name)]
+        owner = {"card": "microphone", "classes": "soundscape"}.get(str(info.field_name), "folder")
         kind = info.data.get("kind", owner)
         if value is not None and kind != owner:
             raise refuse(f"kind {kind} has no {info.field_name}", f"only with kind: {owner}")

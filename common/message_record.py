@@ -17,7 +17,7 @@ KEYS = {
     "boot": "b", "step": "s", "part": "p", "last": "l", "cut": "c", "weights_version": "w", "deadline_ms": "d",
     "segment": "g", "window_index": "i", "monotonic_ms": "m", "room": "r", "tensor": "x", "result": "o", "reason": "y",
     "loss": "n", "learning_rate": "k", "merge": "e", "uncertainty": "u", "codec": "q", "shape": "h", "scale": "a",
-    "data": "z",
+    "data": "z", "caption": "j",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from common.captions import MOST_CHARACTERS
 from common.chunks import CHUNK_BYTES, CHUNK_DATA_BYTES
 from common.codec import EncodedTensor
 from common.errors import MessageError
@@ -46,6 +47,7 @@ Milliseconds = Annotated[int, whole(0, 2**53)]
 # The others of a batch wait for it, and MQTT 5 has 32 bits for the expiry that follows from it.
 Deadline = Annotated[int, whole(0, 3_600_000)]
 ShortText = Annotated[str, text(64)]
+Caption = Annotated[str, text(MOST_CHARACTERS)]
 Name = Annotated[str, text(128)]
 DeviceId = Annotated[str, text(63, IDENTITY.pattern)]
 WeightsName = Annotated[str, text(32, WEIGHTS_NAME.pattern)]
@@ -90,6 +92,7 @@ class Activations:
     monotonic_ms: Milliseconds
     room: ShortText
     tensor: EncodedTensor
+    caption: Caption | None = None  # only in a fleet whose objective is clap
 
 
 @message("audio", max_bytes=64 * KIB)

@@ -30,6 +30,7 @@ from common.split import cut_table, format_cut_table
 from common.topics import Topics
 from common.views import reach_s, views_of
 from device.ambiguity import Ambiguity
+from device.captions import CaptionDraw
 from device.edge_learner import EdgeLearner
 from device.emulation import ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter, PowerModel
@@ -190,6 +191,7 @@ def _loop(
         journal=journal,
         stop=stop,
         broker=f"{address.host}:{address.port}",
+        captions=CaptionDraw(settings.seed) if fleet.objective == "clap" else None,
     )
 
 
@@ -206,6 +208,8 @@ def _source(settings: DeviceConfig) -> Source:
         seed=source.seed,
         speed=settings.speed,
         context_s=reach_s(settings.fleet.objective),
+        captioned=settings.fleet.objective == "clap",
+        caption_file=source.captions,
     )
 
 

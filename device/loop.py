@@ -25,6 +25,7 @@ from common.link import Link
 from common.split import BEFORE_STEM, client_names, names
 from common.topics import Topics
 from common.views import Views
+from device.captions import CaptionDraw
 from device.client_step import ClientStep
 from device.edge_learner import EdgeLearner
 from device.emulation import ComputeStretch
@@ -109,8 +110,10 @@ class DeviceLoop:
         journal: Journal,
         stop: threading.Event,
         broker: str,
+        captions: CaptionDraw | None = None,
     ) -> None:
         self._broker = broker
+        self._captions = captions
         self._device = device
         self._boot = boot
         self._room = room
@@ -323,6 +326,7 @@ class DeviceLoop:
             monotonic_ms=round(1e3 * window.closed_s),
             room=self._room,
             tensor=tensor,
+            caption=self._captions(window) if self._captions else None,
         )
         self._publish(self._topics.activations(self._device), messages.encode(message), self._cut, closed_s)
 

@@ -35,6 +35,7 @@ class Window:
     windows of this device's stream, `segment` its stretches without a gap. `closed_s` is when the last sample was
     there: on the monotonic clock for live and real-time sources; in a `fast` replay the audio time since the start of
     the stream, so that a run repeats and neighbouring windows of a clip are 0.96 s apart at any speed.
+    `captions` are all that are known of the stretch.
     """
 
     samples: NDArray[np.float32]
@@ -44,14 +45,16 @@ class Window:
     index: int
     closed_s: float
     label: str | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """A stretch of audio [samples] float32 and where in it windows start (ascending, each one inside)."""
+    """A stretch of audio [samples] float32, where windows start in it (ascending, each one inside), its captions."""
 
     samples: NDArray[np.float32]
     starts: tuple[int, ...]
+    captions: tuple[str, ...] = ()
 
 
 def stream_clip(samples: NDArray[np.float32], rng: np.random.Generator) -> Clip:
@@ -167,6 +170,7 @@ class Replay:
             segment=self._segment,
             index=self._index,
             closed_s=self._closes_s(),
+            captions=self._clip.captions,
         )
         self._place += 1
         self._position += 1

@@ -31,6 +31,7 @@ from trainer.answering import Answering
 from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher
 from trainer.captured import Captured
+from trainer.clap import Clap
 from trainer.cola import Cola
 from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
@@ -252,6 +253,13 @@ def _objective(
 ) -> Objective:
     if settings.fleet.objective == "cola":
         return Cola(projection_dim, false_negative_s=settings.false_negative_s, seed=settings.seed)
+    if settings.fleet.objective == "clap":
+        return Clap(
+            projection_dim,
+            text_encoder=settings.text_encoder,
+            false_negative_s=settings.false_negative_s,
+            seed=settings.seed,
+        )
     loss = HybridLoss(
         temperature=settings.temperature,
         sw_weight=settings.sw_weight,

@@ -194,6 +194,7 @@ class Answering:
             time_s=message.monotonic_ms / 1000 if self._stream_time else incoming.received_s,
             room=message.room,
             activations=activations,
+            caption=message.caption,
         )
 
     def _sound(self, address: Address, incoming: Incoming) -> Part:

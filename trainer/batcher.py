@@ -33,6 +33,7 @@ class Part:
     time_s: float
     room: str
     activations: Tensor  # [2, *activation_shape(cut)]; before the stem: samples [15360], then views [2, 1, 64, 96]
+    caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

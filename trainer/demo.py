@@ -29,6 +29,7 @@ from trainer.fleet_view import FleetView
 from trainer.probe_set import ProbeClip, Unreadable, probe_set, read_probe_clips
 from trainer.report import Probe, Report, Setting, plot, save_report, summary_text
 from trainer.run_report import build_report, read_device
+from trainer.zero_shot import ZeroShot, zero_shot
 
 REFRESH_S = 0.5
 TRAINER_STOP_S = 60.0
@@ -63,11 +64,13 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
     wall_s = time.monotonic() - started_s
     runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
     saved = _last_checkpoint(files)
+    probe, prompted = _probe(saved, split, options, console)
     report, series = build_report(
         runs,
         files.trainer_state,
         broker=broker_kind,
-        probe=_probe(saved, split, options, console),
+        probe=probe,
+        zero_shot=prompted,
         weights_version=saved.weights_version,
         wall_s=wall_s,
         settings=_settings(options, split),
@@ -165,16 +168,20 @@ def _last_checkpoint(files: DemoFiles) -> checkpoint.Checkpoint:
     return checkpoint.load(path)
 
 
-def _probe(saved: checkpoint.Checkpoint, split: Split | None, options: DemoOptions, console: Console) -> Probe:
+def _probe(
+    saved: checkpoint.Checkpoint, split: Split | None, options: DemoOptions, console: Console
+) -> tuple[Probe, ZeroShot | None]:
     """Accuracy of the untrained and the trained encoder on clips that no device heard; nothing without labels."""
     if split is not None and all(clip.label is None for clip in [*split.training, *split.held_out]):
-        return Probe()
+        return Probe(), None
     with console.status("evaluating the untrained and the trained encoder"):
         clips = _synthetic_clips(options.seed) if split is None else read_probe_clips(split, _complain(console))
         probes = probe_set(clips)
         untrained = evaluate_untrained(saved.encoder_name, probes, seed=options.seed)
-        trained = evaluate_encoder(restore_encoder(saved), probes)
-    return Probe(untrained.linear, trained.linear, untrained.knn, trained.knn)
+        encoder = restore_encoder(saved)
+        trained = evaluate_encoder(encoder, probes)
+        prompted = zero_shot(saved, encoder, probes)
+    return Probe(untrained.linear, trained.linear, untrained.knn, trained.knn), prompted
 
 
 def _complain(console: Console) -> Callable[[Unreadable], None]:

@@ -29,6 +29,7 @@ from trainer.dataset_layouts import DATA_HELP, ESC10_HELP, listed, split_recordi
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
 from trainer.probes import Scores, mean_scores, score
 from trainer.quality import effective_rank
+from trainer.zero_shot import zero_shot, zero_shot_text
 
 UNTRAINED_SEEDS = 5
 """Untrained encoders differ by several points among initialisations; their mean is the baseline."""
@@ -147,6 +148,7 @@ def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int, esc10: 
     trained = evaluate_encoder(encoder, clips)
     untrained = evaluate_untrained(checkpoint.encoder_name, clips, seed=seed)
     checked = None if mixture is None else calibration(clip_uncertainty(encoder, mixture, clips), trained.knn_hits)
+    prompted = zero_shot(checkpoint, encoder, clips)
     return {
         "checkpoint": str(file),
         "run": checkpoint.run,
@@ -158,6 +160,7 @@ def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int, esc10: 
         "trained": asdict(trained),
         "uncertainty": None if checked is None else asdict(checked),
         "missing": split.missing,
+        "zero_shot": None if prompted is None else asdict(prompted),
         "unreadable": [asdict(file) for file in unreadable],
     }
 
@@ -193,6 +196,8 @@ def _table(result: Mapping[str, Any]) -> str:
         )
     lines += _uncertainty_lines(result["uncertainty"])
     lines += listed("not there", result["missing"])
+    if result["zero_shot"] is not None:
+        lines.append(f"{'zero-shot':<28}{zero_shot_text(result['zero_shot'])}")
     lines += [f"left out: {file['path']}: {file['why']}" for file in result["unreadable"]]
     return "\n".join(lines) + "\n"
 

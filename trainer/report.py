@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.atomic_file import write_atomically
+from trainer.zero_shot import ZeroShot, zero_shot_text
 
 TENTH = 10
 """`first_last` compares the means of the first and the last tenth of a series."""
@@ -85,6 +86,7 @@ class Report:
         bytes_per_hour: of each device by what they carried (`common.traffic`), both directions, per hour of audio;
             ``fleet_bytes_per_hour``: the same of all devices together, per hour of audio of one device.
         cuts: windows of each device at each cut.
+        zero_shot: accuracy by prompts, only with the objective clap; it says whether the run was supervised.
         settings: whatever is needed to repeat the run (seed, order, codec, what was held out, …).
     """
 
@@ -105,6 +107,7 @@ class Report:
     windows_local: int = 0
     bytes_per_hour: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     fleet_bytes_per_hour: Mapping[str, int] = field(default_factory=dict)
+    zero_shot: ZeroShot | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain data, keys as JSON has them; figures that are not finite become None."""
@@ -170,6 +173,7 @@ def summary_text(report: Report) -> str:
         ("effective rank", _change(report.effective_rank, 1)),
         ("linear probe", _probe_text(report.probe.untrained, report.probe.trained)),
         ("5-NN", _probe_text(report.probe.knn_untrained, report.probe.knn_trained)),
+        *([("zero-shot", zero_shot_text(asdict(report.zero_shot)))] if report.zero_shot else []),
         ("weights version", f"{report.weights_version}"),
         *((f"cuts of {device}", _cuts_text(cuts)) for device, cuts in sorted(report.cuts.items())),
     ]

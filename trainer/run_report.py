@@ -14,6 +14,7 @@ from common.split import WINDOW_BYTES
 from common.traffic import KINDS
 from trainer.metrics import FILE_NAME, StepMetrics, read_metrics
 from trainer.report import ByteCounts, Latencies, Probe, Report, Series, Setting, StepCounts, first_last, percentiles
+from trainer.zero_shot import ZeroShot
 
 WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE_HZ
 
@@ -93,6 +94,7 @@ def build_report(
     weights_version: int,
     wall_s: float,
     settings: Mapping[str, Setting],
+    zero_shot: ZeroShot | None = None,
 ) -> tuple[Report, Series]:
     """The report of a run and the series of its picture."""
     metrics = read_metrics(trainer_state / FILE_NAME)
@@ -123,6 +125,7 @@ def build_report(
         weights_version=weights_version,
         wall_s=wall_s,
         settings=settings,
+        zero_shot=zero_shot,
     )
     series = Series(
         loss_steps=[one.step for one in metrics],

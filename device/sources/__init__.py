@@ -46,23 +46,38 @@ def open_source(
     seed: int = 0,
     speed: Speed = "fast",
     context_s: float = CONTEXT_S,
+    captioned: bool = False,
+    caption_file: Path | None = None,
 ) -> Source:
     """The source of that kind; what does not concern it is ignored. Raises ConfigError where it cannot be used.
 
-    `context_s`: how much of the same segment a window carries on either side.
+    `context_s`: how much of the same segment a window carries on either side. `captioned`: its windows carry
+    captions, of `caption_file` or whatever else the source knows.
     """
     if kind == "folder":
+        from device.captions import captions_of_folder
         from device.sources.folder import FolderSource
 
         if path is None:
             raise ConfigError("a folder source needs a path")
+        if captioned and not path.is_dir():
+            raise ConfigError(f"{path}: is not a folder")
         return FolderSource(
-            path, list_file=list_file, order=order, repeat=repeat, seed=seed, speed=speed, context_s=context_s
+            path,
+            list_file=list_file,
+            order=order,
+            repeat=repeat,
+            seed=seed,
+            speed=speed,
+            context_s=context_s,
+            captions=captions_of_folder(path, caption_file) if captioned else None,
         )
     if kind == "soundscape":
         from device.sources.soundscape import SoundscapeSource
 
-        return SoundscapeSource(classes=classes, order=order, seed=seed, speed=speed, context_s=context_s)
+        return SoundscapeSource(
+            classes=classes, order=order, seed=seed, speed=speed, context_s=context_s, captions=captioned
+        )
     if kind == "microphone":
         from device.sources.microphone import MicrophoneSource
 

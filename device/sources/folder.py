@@ -8,7 +8,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.audio_file import AUDIO_SUFFIXES, AudioFileError, audio_seconds, read_audio
 from common.errors import ConfigError
+from device.captions import CaptionsOf
 from device.sources import Order
 from device.windows import CONTEXT_S, Clip, Replay, SourceState, Speed, Window, shuffled_clip, stream_clip
 
@@ -39,6 +40,7 @@ class FolderSource:
     `stream` plays each clip from start to end, from a random start within the time that its windows leave over;
     `shuffled` takes one random window of each clip in turn, each a segment of its own. Both go through the clips in a
     new order each pass; without `repeat` the source is exhausted after one. The same seed gives the same windows.
+    `captions` gives each recording's.
     A recording that cannot be read is logged once and left out. Raises ConfigError for a folder or list that cannot be
     used, also later when not one recording can be decoded.
     """
@@ -53,6 +55,7 @@ class FolderSource:
         seed: int = 0,
         speed: Speed = "fast",
         context_s: float = CONTEXT_S,
+        captions: CaptionsOf | None = None,
         cache_bytes: int = CACHE_BYTES,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
@@ -60,6 +63,7 @@ class FolderSource:
         self._folder = folder
         self._order = order
         self._repeat = repeat
+        self._captions = captions
         self._rng = np.random.default_rng(seed)
         self._decoded = _DecodedClips(cache_bytes)
         self._pieces = _pieces(folder, _listed(folder, list_file) if list_file else _found(folder))
@@ -99,7 +103,8 @@ class FolderSource:
                 except AudioFileError as error:
                     self._leave_out(piece, error)
                     continue
-                yield begin(samples, self._rng)
+                clip = begin(samples, self._rng)
+                yield replace(clip, captions=self._captions(piece.path)) if self._captions else clip
             if not self._repeat:
                 return
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
+from common.captions import class_captions
 from common.errors import ConfigError
 from common.soundscape import CLASSES, clip
 from device.sources import Order
@@ -18,7 +20,8 @@ SHORTEST_S, LONGEST_S = 4.0, 6.0
 class SoundscapeSource:
     """Events of 4 to 6 s of random classes, each a segment, like the clips of a folder.
 
-    The same seed gives the same windows. `classes` chooses among `common.soundscape.CLASSES` (default: all).
+    The same seed gives the same windows. `classes` chooses among `common.soundscape.CLASSES` (default: all); with
+    `captions` each event's class is named in words.
     Raises ConfigError for any other.
     """
 
@@ -30,6 +33,7 @@ class SoundscapeSource:
         seed: int = 0,
         speed: Speed = "fast",
         context_s: float = CONTEXT_S,
+        captions: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -39,6 +43,7 @@ class SoundscapeSource:
             raise ConfigError(f"no sound class {', '.join(unknown)}: allowed are {', '.join(CLASSES)}")
         self._begin = stream_clip if order == "stream" else shuffled_clip
         self._rng = np.random.default_rng(seed)
+        self._captions = captions
         self._replay = Replay(self._events(), speed=speed, context_s=context_s, clock=clock, wait=wait)
 
     @property
@@ -66,4 +71,5 @@ class SoundscapeSource:
     def _events(self) -> Iterator[Clip]:
         while True:
             label = self._classes[self._rng.integers(len(self._classes))]
-            yield self._begin(clip(label, self._rng.uniform(SHORTEST_S, LONGEST_S), self._rng), self._rng)
+            event = self._begin(clip(label, self._rng.uniform(SHORTEST_S, LONGEST_S), self._rng), self._rng)
+            yield replace(event, captions=class_captions(label)) if self._captions else event

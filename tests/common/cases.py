@@ -39,7 +39,21 @@ def cases() -> dict[type[object], object]:
     """A message with every field set, by its type."""
     examples = (
         DeviceStatus("ready", BOOT, 3, "0.1.0", "f" * 64, "raspberry-pi-4", "kitchen", (3, 4, 5, 8)),
-        Activations(BOOT, 70_000, 7, True, 5, 9_000, 2_000, 12, 600_000, 10**9, "kitchen", tensor("int4", 2, 3, 2, 3)),
+        Activations(
+            BOOT,
+            70_000,
+            7,
+            True,
+            5,
+            9_000,
+            2_000,
+            12,
+            600_000,
+            10**9,
+            "kitchen",
+            tensor("int4", 2, 3, 2, 3),
+            "the sound of rain",
+        ),
         Audio(BOOT, 70_000, 7, True, 2_000, 12, 600_000, 10**9, "kitchen", "pcm16", bytes(range(64))),
         Telemetry(
             boot=BOOT,

@@ -212,6 +212,7 @@ FLEET_CASES: list[tuple[str, dict[str, Any], str]] = [
     ("capitals", {"fleet": "Home"}, "lower-case letters, digits and hyphens"),
     ("a slash", {"fleet": "a/b"}, "cannot stand in a topic"),
     ("a number as a name", {"fleet": 7}, "put it in quotes"),
+    ("captions without activations", {"objective": "clap", "mode": "server-only"}, "sound travels without captions"),
     ("false as a name", {"fleet": False}, "YAML reads on, off, yes and no as true and false"),
 ]
 
@@ -264,6 +265,7 @@ DEVICE_CASES: list[tuple[str, dict[str, Any], str]] = [
     ("a soundscape with a path", {"source": {"path": "x"}}, "only with kind: folder"),
     ("a soundscape with a card", {"source": {"card": "USB"}}, "only with kind: microphone"),
     ("a microphone with a list", {"source": {"kind": "microphone", "list": "fleet.yaml"}}, "only with kind: folder"),
+    ("a soundscape with captions", {"source": {"captions": "fleet.yaml"}}, "only with kind: folder"),
     ("a microphone with classes", {"source": {"kind": "microphone", "classes": ["x"]}}, "only with kind: soundscape"),
     ("a sound nobody knows", {"source": {"classes": ["silence of the moon"]}}, "no such sound"),
     ("a fast microphone", {"source": {"kind": "microphone"}, "speed": "fast"}, "speed: a microphone cannot"),

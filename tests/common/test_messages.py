@@ -177,6 +177,8 @@ RANGES = [
     (Activations, "last", 1),
     (Activations, "step", 1.0),
     (Activations, "tensor", None),
+    (Activations, "caption", "a" * 201),
+    (Activations, "caption", "rain\non a roof"),
     (Telemetry, "observation", (0.5, 1.5)),
     (Telemetry, "observation", (0.5, math.nan)),
     (Telemetry, "mask", (True, 1)),
@@ -213,6 +215,9 @@ def test_a_message_of_ours_that_breaks_a_rule_is_our_own_mistake(made: type[obje
     ("made", "key", "value", "field"),
     [
         (Activations, "p", 1_024, "part"),
+        (Activations, "j", "rain\0", "caption"),
+        (Activations, "j", "\U0001f327" * 201, "caption"),
+        (Activations, "j", ["rain"], "caption"),
         (Activations, "x", {"q": "int4", "h": [2, 3], "a": bytes(16)}, "tensor.data: missing"),
         (Activations, "x", {"q": "int4", "h": [2, 3], "a": bytes(16), "z": bytes(4)}, "tensor.data: 4 bytes"),
         (Activations, "x", {"q": "int4", "h": [2, 2**40], "a": bytes(16), "z": b""}, r"tensor.shape\[1\]"),
@@ -243,6 +248,20 @@ def test_the_header_of_a_part_stays_below_120_bytes_with_its_scales() -> None:
     encoded = tensor("int4", 2, 96, 4, 6)
     part = Activations(BOOT, 70_000, 7, False, 5, 9_000, 2_000, 9_000, 600_000, 10**9, "kitchen", encoded)
     assert len(encode(part)) - len(encoded.data) < 120
+
+
+def test_a_part_without_a_caption_is_the_one_that_was_sent_before_there_were_captions() -> None:
+    before = {key: value for key, value in raw(CASES[Activations]).items() if key != "j"}
+    message: Any = CASES[Activations]
+    silent = dataclasses.replace(message, caption=None)
+    assert encode(silent) == msgpack.packb(before)
+    assert decode(Activations, msgpack.packb(before)) == silent
+
+
+def test_the_longest_caption_of_four_byte_characters_fits() -> None:
+    message: Any = CASES[Activations]
+    longest = dataclasses.replace(message, caption="\U0001f327" * 200)
+    assert decode(Activations, encode(longest)) == longest
 
 
 def test_a_manifest_of_a_large_fleet_fits() -> None:

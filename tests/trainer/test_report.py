@@ -67,6 +67,7 @@ def test_the_report_has_exactly_the_documented_keys() -> None:
         "loss": {"first": 0.95, "last": 0.61},
         "probe": {"untrained": 0.68, "trained": 0.75, "knn_untrained": 0.60, "knn_trained": 0.66},
         "effective_rank": {"first": 20.0, "last": 31.0},
+        "zero_shot": None,
         "cuts": {"pi-2": {"5": 1500}, "pi-1": {"5": 1000, "3": 500}},
         "weights_version": 31,
         "wall_s": 92.4,
