@@ -31,8 +31,9 @@ from common.topics import IDENTITY, MAX_CHUNKS, WEIGHTS_NAME
 
 __all__ = [
     "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "Audio", "DeltaChunk", "DesiredConfig", "DeviceStatus",
-    "Embedding", "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry", "SplitterUpdate",
-    "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk", "decode", "decode_any", "encode", "max_bytes",
+    "Embedding", "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry",
+    "MixtureStatistics", "SplitterUpdate", "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk", "decode",
+    "decode_any", "encode", "max_bytes",
 ]  # fmt: skip
 
 KIB = 1024
@@ -181,6 +182,21 @@ class UpdateChunk:
     def check(self, limits: Limits) -> None:  # noqa: ARG002
         """The index lies in the count."""
         _check_index(self.index, self.count)
+
+
+@message("mixture", max_bytes=64 * KIB)
+@dataclass(frozen=True, slots=True)
+class MixtureStatistics:
+    """What a device heard in local steps since its last such message, by the K components it lay nearest to.
+
+    ``mass`` [K]: how many projections; ``means`` [K, d] of these; ``variances`` [K] around them, mean over the values.
+    """
+
+    boot: Boot
+    seq: Counter
+    mass: EncodedTensor
+    means: EncodedTensor
+    variances: EncodedTensor
 
 
 @message("emb", max_bytes=64 * KIB)

@@ -8,11 +8,13 @@ place); here each component keeps decayed, responsibility-weighted sufficient st
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+MIXTURE = "mixture"  # its name among the fleet's weights
 NEUTRAL_UNCERTAINTY = 0.5  # of anything, before the mixture has started
 TARGET_MEDIAN = 0.5
 START_PROJECTIONS = 128
@@ -60,6 +62,21 @@ class MixtureMemory(nn.Module):
         """Whether there is a mixture yet."""
         return bool(self.started_flag.item())
 
+    def take_over(self, state: Mapping[str, Tensor]) -> None:
+        """Stand where another mixture stood; what half precision rounded below a bound is brought back to it.
+
+        Raises:
+            ValueError: names or shapes of another mixture; nothing is changed.
+        """
+        own = {key: value.shape for key, value in self.state_dict().items()}
+        if own != {key: value.shape for key, value in state.items()}:
+            raise ValueError("a state of other names or shapes than this mixture's")
+        self.load_state_dict(dict(state))
+        self.variances.clamp_(min=VARIANCE_FLOOR)
+        self.mass.clamp_(min=0.0)
+        self.log_temperature.clamp_(-TEMPERATURE_LIMIT, TEMPERATURE_LIMIT)
+        self._waiting = []
+
     @torch.no_grad()
     def update(self, z: Tensor) -> None:
         """Learn from projections ``[N, d]`` in the order they came, as one batch.
@@ -76,9 +93,31 @@ class MixtureMemory(nn.Module):
             self._wait(z)
             return
         log_joint = self._log_joint(z)
-        self._absorb(z, log_joint.softmax(dim=1))
+        self._absorb(z, log_joint.softmax(dim=1), windows=len(z))
         self._respawn(z, log_joint.logsumexp(dim=1))
         self._adapt_temperature(self._entropy(log_joint))
+
+    @torch.no_grad()
+    def merge(self, mass: Tensor, means: Tensor, variances: Tensor) -> None:
+        """Take over what another mixture heard: ``mass`` [K] projections around ``means`` [K, d], as one batch.
+
+        ``variances`` [K]: mean over the values, around those means. Each is shared among the components here that
+        explain its mean, whatever component it was there. Nothing happens before the start.
+
+        Raises:
+            ValueError: another shape.
+        """
+        self._check(means)
+        if not self.started or len(means) == 0:
+            return
+        r = self._log_joint(means).softmax(dim=1) * mass[:, None]
+        self._absorb(means, r, windows=float(mass.sum()), within=variances[:, None])
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """The component that explains each of the projections ``[N, d]`` best: ``[N]``."""
+        self._check(z)
+        return self._log_joint(z).argmax(dim=1)
 
     @torch.no_grad()
     def responsibilities(self, z: Tensor) -> Tensor:
@@ -95,6 +134,12 @@ class MixtureMemory(nn.Module):
         return self._entropy(self._log_joint(z))
 
     @torch.no_grad()
+    def untempered_entropy(self, z: Tensor) -> Tensor:
+        """As `uncertainty`, of the posterior as it is: ``[N]``; 1 everywhere when all components have become one."""
+        self._check(z)
+        return self._entropy(self._log_joint(z), self.log_temperature.new_zeros(1))
+
+    @torch.no_grad()
     def virtual_negatives(
         self, z: Tensor, count: int, generator: torch.Generator, *, tau_ratio: float = TAU_RATIO
     ) -> Tensor:
@@ -106,7 +151,7 @@ class MixtureMemory(nn.Module):
         self._check(z)
         if not self.started or count == 0 or len(z) == 0:
             return z.new_zeros(len(z), 0, z.shape[1])
-        own = self._log_joint(z).argmax(dim=1)
+        own = self.nearest(z)
         weights = self._neighbour_weights(tau_ratio)[own].cpu()
         chosen = torch.multinomial(weights, count, replacement=True, generator=generator).to(z.device)
         noise = torch.randn(*chosen.shape, z.shape[1], generator=generator).to(z.device)
@@ -129,13 +174,15 @@ class MixtureMemory(nn.Module):
         mass = self.mass[:, None]
         return ((mass * self.variances + PRIOR_MASS * round_) / (mass + PRIOR_MASS)).clamp_min(VARIANCE_FLOOR)
 
-    def _absorb(self, z: Tensor, r: Tensor) -> None:
-        old = self.mass * self._decay ** len(z)
+    def _absorb(self, z: Tensor, r: Tensor, *, windows: float, within: Tensor | None = None) -> None:
+        """Points ``[N, d]`` that stand for ``windows`` projections, shared out by ``r``, each with its variance."""
+        old = self.mass * self._decay**windows
         added = r.sum(dim=0)
         mass = (old + added).clamp_min(1e-6)
         means = self.means + (r.T @ z - added[:, None] * self.means) / mass[:, None]
         kept = old[:, None] * (self.variances + (self.means - means).square())
-        fresh = r.T @ z.square() - 2.0 * means * (r.T @ z) + added[:, None] * means.square()
+        squares = z.square() if within is None else z.square() + within
+        fresh = r.T @ squares - 2.0 * means * (r.T @ z) + added[:, None] * means.square()
         self.variances.copy_(((kept + fresh) / mass[:, None]).clamp_min(VARIANCE_FLOOR))
         self.means.copy_(means)
         self.mass.copy_(old + added)

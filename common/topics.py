@@ -32,6 +32,7 @@ class Kind(StrEnum):
     AUDIO = "up/audio"
     TELEMETRY = "up/telemetry"
     UPDATE = "up/update"
+    MIXTURE = "up/mixture"
     EMBEDDING = "down/embedding"
     GRADIENT = "down/gradient"
     SPLITTER = "down/splitter"
@@ -102,6 +103,10 @@ class Topics:
     def update(self, device: str, chunk: int) -> str:
         """One chunk of the change of a device's blocks."""
         return f"{self._of_device(device, Kind.UPDATE)}/{_chunk(chunk)}"
+
+    def mixture(self, device: str) -> str:
+        """What a device heard by itself, in the terms of its mixture memory."""
+        return self._of_device(device, Kind.MIXTURE)
 
     def embedding(self, device: str) -> str:
         """One message per part whose cut is below the last."""

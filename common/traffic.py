@@ -17,6 +17,7 @@ TRAFFIC: dict[Kind, str] = {
     Kind.DELTA: "weights",
     Kind.MANIFEST: "weights",
     Kind.UPDATE: "changes",
+    Kind.MIXTURE: "changes",
     Kind.TELEMETRY: "telemetry",
 }
 REST = "rest"  # statuses, settings, acknowledgements, subscriptions, keep-alive

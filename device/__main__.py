@@ -37,6 +37,7 @@ from device.energy import EnergyMeter, PowerModel
 from device.journal import Journal
 from device.loop import DeviceLoop, NeverReady, Pace
 from device.mailbox import Mailbox
+from device.mixture_replica import MixtureReplica
 from device.presence import Presence, last_will
 from device.replica import Replica
 from device.sending import Sending
@@ -141,12 +142,19 @@ def _loop(
         dtype=fleet.weights_codec,
         change_codec=fleet.change_codec,
     )
+    mixture = MixtureReplica(
+        MixtureMemory(dim=encoder.projection_dim, seed=settings.seed),
+        boot=identity.boot,
+        fingerprint=identity.fingerprint,
+        path=settings.state_directory / "mixture.bin",
+    )
     mailbox = Mailbox(
         link,
         topics,
         boot=identity.boot,
         encoder=encoder,
         replica=replica,
+        mixture=mixture,
         fingerprint=identity.fingerprint,
         limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
     )
@@ -162,13 +170,13 @@ def _loop(
         encoder=encoder,
         optimizers=optimizers,
         replica=replica,
-        weights=_weights(settings, identity, link, topics, replica, encoder),
+        weights=_weights(settings, identity, link, topics, replica, encoder, mixture),
         mailbox=mailbox,
         presence=_presence(settings, identity, link, topics, encoder.depth),
         source=source,
         views=views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed)),
         edge_learner=EdgeLearner(
-            encoder, optimizers, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
+            encoder, optimizers, mixture, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
         ),
         splitter=_splitter(settings),
         sending=_sending(settings, encoder, MixtureMemory(dim=encoder.projection_dim)),
@@ -214,7 +222,13 @@ def _source(settings: DeviceConfig) -> Source:
 
 
 def _weights(
-    settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, replica: Replica, encoder: Encoder
+    settings: DeviceConfig,
+    identity: _Identity,
+    link: Link,
+    topics: Topics,
+    replica: Replica,
+    encoder: Encoder,
+    mixture: MixtureReplica,
 ) -> WeightsExchange:
     """The exchange of weights, begun with what is on the disk."""
     weights = WeightsExchange(
@@ -222,6 +236,7 @@ def _weights(
         topics,
         replica,
         encoder,
+        mixture,
         device=identity.device,
         boot=identity.boot,
         fingerprint=identity.fingerprint,

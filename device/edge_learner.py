@@ -11,6 +11,7 @@ from common.block_optimizer import BlockOptimizers
 from common.contrastive import info_nce, not_negatives
 from common.encoder import Encoder
 from common.split import names
+from device.mixture_replica import MixtureReplica
 
 NEIGHBOUR_S = 1.5  # windows of one stretch closer than this hear the same event and are not negatives
 
@@ -22,9 +23,16 @@ class EdgeLearner:
     """
 
     def __init__(
-        self, encoder: Encoder, optimizers: BlockOptimizers, *, temperature: float, learning_rate: float
+        self,
+        encoder: Encoder,
+        optimizers: BlockOptimizers,
+        mixture: MixtureReplica,
+        *,
+        temperature: float,
+        learning_rate: float,
     ) -> None:
         self._encoder = encoder
+        self._mixture = mixture
         self._optimizers = optimizers
         self._temperature = temperature
         self._learning_rate = learning_rate
@@ -41,4 +49,5 @@ class EdgeLearner:
         self._optimizers.zero(blocks)
         loss.mean.backward()
         self._optimizers.step(blocks, self._learning_rate)
+        self._mixture.hear(projections[:count].detach())
         return float(loss.mean.detach())

@@ -11,9 +11,11 @@ from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
 from common.messages import Limits, TrainerStatus
+from common.mixture_memory import MIXTURE
 from common.split import BEFORE_STEM
 from common.topics import Kind, Topics
 from device.exchange import Exchange
+from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 
 LOG = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Mailbox:
         boot: str,
         encoder: Encoder,
         replica: Replica,
+        mixture: MixtureReplica,
         fingerprint: str,
         limits: Limits,
     ) -> None:
@@ -38,6 +41,7 @@ class Mailbox:
         self._boot = boot
         self._encoder = encoder
         self._replica = replica
+        self._mixture = mixture
         self._fingerprint = fingerprint
         self._limits = limits
         self.trainer: TrainerStatus | None = None
@@ -76,7 +80,8 @@ class Mailbox:
         elif kind is Kind.EMBEDDING:
             self._take_embedding(incoming, exchange)
         elif kind is Kind.WEIGHTS:
-            self._replica.offer_chunk(messages.decode(messages.WeightsChunk, incoming.payload, limits=self._limits))
+            chunk = messages.decode(messages.WeightsChunk, incoming.payload, limits=self._limits)
+            (self._mixture if chunk.name == MIXTURE else self._replica).offer_chunk(chunk)
         elif kind is Kind.DELTA:
             self._replica.offer_delta(messages.decode(messages.DeltaChunk, incoming.payload, limits=self._limits))
         elif kind is Kind.MANIFEST:
@@ -131,6 +136,7 @@ class Mailbox:
         if manifest.fingerprint != self._fingerprint:
             raise MessageError(f"manifest of another configuration (fingerprint {manifest.fingerprint[:12]})")
         self._replica.offer_manifest(manifest)
+        self._mixture.offer_manifest(manifest)
 
 
 def _check_codec(text: str | None) -> None:

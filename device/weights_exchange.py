@@ -12,10 +12,12 @@ from common.codec import digest
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Link
+from common.mixture_memory import MIXTURE
 from common.split import block_state, client_names, names
 from common.topics import Topics
 from device import weights_file
 from device.following import Following
+from device.mixture_replica import MixtureReplica
 from device.replica import Change, Replica
 
 LOG = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class WeightsExchange:
         topics: Topics,
         replica: Replica,
         encoder: Encoder,
+        mixture: MixtureReplica,
         *,
         device: str,
         boot: str,
@@ -48,6 +51,7 @@ class WeightsExchange:
         self._link = link
         self._topics = topics
         self._replica = replica
+        self._mixture = mixture
         self._names = names(encoder)
         self._shapes: dict[str, State] = {name: block_state(encoder, name) for name in self._names}
         self._device = device
@@ -68,8 +72,9 @@ class WeightsExchange:
         if self._replica.another_run:
             self._refreshed_version = self._saved_version = -1
         needed = self._names if self._needs_all() else client_names(cut)
-        moved = self._apply(needed)
-        if not self._replica.missing(self._names):
+        moved = (not self._needs_all() or not self._mixture.missing) and self._apply(needed)
+        self._apply_mixture()
+        if not self._replica.missing(self._names) and not self._mixture.missing:
             self._refreshed_version = self._replica.version
         deepest = max(cut, target)
         followed = self._names if self._follow_all else client_names(deepest)
@@ -85,6 +90,12 @@ class WeightsExchange:
             LOG.warning("weights version %d is not applied: %s", self._replica.announced_version, error)
             return False
 
+    def _apply_mixture(self) -> None:
+        try:
+            self._mixture.apply()
+        except MessageError as error:
+            LOG.warning("the mixture of version %d is not taken over: %s", self._replica.announced_version, error)
+
     def _needs_all(self) -> bool:
         return self._follow_all or self._replica.another_run or not self._replica.initialised
 
@@ -93,18 +104,28 @@ class WeightsExchange:
         if not self._replica.announced:
             return []
         due = self._replica.announced_version - self._refreshed_version >= REFRESH_VERSIONS
-        return self._replica.missing(self._names if due or self._needs_all() else client_names(deepest))
+        every = due or self._needs_all()
+        mixture = [MIXTURE] if self._mixture.missing and (every or not self._mixture.held) else []
+        return self._replica.missing(self._names if every else client_names(deepest)) + mixture
 
     def answer_merge(self) -> None:
         """A merge asks: publish the change, or that there is none worth sending, so that nobody waits for it."""
+        self._publish_heard()
         self._publish(self._replica.change(negligible=self._negligible) or self._replica.nothing())
 
     def publish_change(self) -> bool:
         """Publish everything learned here and not merged yet; True if there was anything."""
+        self._publish_heard()
         change = self._replica.change()
         if change is not None:
             self._publish(change)
         return change is not None
+
+    def _publish_heard(self) -> None:
+        """What was heard in local steps goes before the change: the trainer may merge as soon as it has that."""
+        heard = self._mixture.statistics()
+        if heard is not None:
+            self._link.publish(self._topics.mixture(self._device), messages.encode(heard), qos=1)
 
     def _publish(self, change: Change) -> None:
         chunks = split(change.blob)
@@ -126,6 +147,7 @@ class WeightsExchange:
     def save(self) -> None:
         """Write what this device knows to its disk."""
         weights_file.write(self._path, self._replica.snapshot(), fingerprint=self._fingerprint)
+        self._mixture.save()
         self._saved_version = self._replica.version
 
     def load(self) -> bool:
@@ -138,4 +160,5 @@ class WeightsExchange:
         if stored is None:
             return False
         self._replica.restore(stored)
+        self._mixture.load()
         return True

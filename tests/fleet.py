@@ -29,6 +29,7 @@ from common.config import fingerprint, load_fleet
 from common.encoder import build_encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
+from common.mixture_memory import MIXTURE
 from common.split import block_state, client_names, names
 from common.state_blob import digest, pack_state
 from common.topics import Kind, Topics, parse
@@ -289,8 +290,9 @@ class Fleet:
 
     def retained_weights(self, timeout_s: float = LONG_S) -> messages.Manifest:
         """Fetch the weights as a newcomer does; the manifest whose every digest matches what the broker retains."""
-        newcomer = self.link("newcomer", self.topics.manifest(), *map(self.topics.weights_filter, block_names()))
-        arriving: dict[str, Assembler] = {name: Assembler() for name in block_names()}
+        everything = (*block_names(), MIXTURE)
+        newcomer = self.link("newcomer", self.topics.manifest(), *map(self.topics.weights_filter, everything))
+        arriving: dict[str, Assembler] = {name: Assembler() for name in everything}
         held: dict[str, str] = {}
         manifest: messages.Manifest | None = None
 

@@ -31,6 +31,7 @@ from common.topics import Topics
 from device.client_step import ClientStep
 from device.exchange import Exchange
 from device.mailbox import Mailbox
+from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 from device.weights_exchange import WeightsExchange
 from tests.fakes import FakeLink
@@ -108,12 +109,14 @@ class GoldenDevice:
         self.link = FakeLink()
         self.client_step = ClientStep(encoder, optimizers)
         self.replica = Replica(encoder, device=name, boot=self.boot, dtype="fp32", change_codec="fp32")
+        mixture = MixtureReplica(MixtureMemory(), boot=self.boot, fingerprint=FINGERPRINT, path=Path("never-written"))
         self.mailbox = Mailbox(
             self.link.as_link,
             topics,
             boot=self.boot,
             encoder=encoder,
             replica=self.replica,
+            mixture=mixture,
             fingerprint=FINGERPRINT,
             limits=LIMITS,
         )
@@ -122,6 +125,7 @@ class GoldenDevice:
             topics,
             self.replica,
             encoder,
+            mixture,
             device=name,
             boot=self.boot,
             fingerprint=FINGERPRINT,

@@ -12,6 +12,7 @@ from common.chunks import split
 from common.codec import digest
 from common.encoder import Encoder, build_encoder
 from common.messages import Manifest, ManifestEntry, WeightsChunk
+from common.mixture_memory import MIXTURE, MixtureMemory
 from common.split import block_state, load_block, names
 from common.state_blob import WeightsDtype, pack_state, unpack_state
 
@@ -27,6 +28,7 @@ class Published:
     version: int = 3
     encoder: Encoder = field(default_factory=lambda: build_encoder("mobile", seed=1))
     merged: dict[str, tuple[str, int]] = field(default_factory=dict)
+    mixture: MixtureMemory | None = None
 
     def next(self, change: Mapping[str, State], merged: Mapping[str, tuple[str, int]] | None = None) -> None:
         """Make the next version by adding ``change``."""
@@ -37,6 +39,9 @@ class Published:
         self.merged |= merged or {}
 
     def blob(self, name: str) -> bytes:
+        if name == MIXTURE:
+            assert self.mixture is not None
+            return pack_state(self.mixture.state_dict(), "fp16")
         return pack_state(block_state(self.encoder, name), self.dtype)
 
     def state(self, name: str) -> State:
@@ -52,7 +57,8 @@ class Published:
         return made
 
     def manifest(self, fingerprint: str = FINGERPRINT) -> Manifest:
-        blobs = {name: self.blob(name) for name in names(self.encoder)}
+        mixture = () if self.mixture is None else (MIXTURE,)
+        blobs = {name: self.blob(name) for name in (*names(self.encoder), *mixture)}
         entries = {name: ManifestEntry(digest(blob), len(split(blob)), len(blob)) for name, blob in blobs.items()}
         return Manifest(self.run, fingerprint, self.version, entries, dict(self.merged))
 

@@ -39,6 +39,7 @@ from trainer.listening import Listening
 from trainer.loop import Desired, TrainerLoop, snapshot
 from trainer.merging import MergePlan
 from trainer.metrics import MetricsLog
+from trainer.mixture_merging import MixtureMerging
 from trainer.objective import Hybrid, Objective, own_parameters
 from trainer.presence import TrainerPresence, retained_version
 from trainer.publisher import Publisher
@@ -160,11 +161,12 @@ def _loop(
         deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s,
         collect=not hears,
     )
+    limits = messages.Limits(max_message_bytes=fleet.max_message_bytes)
     answering = Answering(
         link,
         topics,
         snapshot(encoder, state.mixture, ledger.version),
-        limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
+        limits=limits,
         stream_time=lockstep,
         compute=compute,
         raw_audio=hears and settings.baseline_raw_audio,
@@ -196,7 +198,7 @@ def _loop(
         content = to_checkpoint(state, progress.run, fingerprint, *counted)
         checkpoint.save(settings.state_directory, content)
 
-    for kind in (Kind.STATUS,) if hears else (Kind.STATUS, Kind.UPDATE):
+    for kind in (Kind.STATUS,) if hears else (Kind.STATUS, Kind.UPDATE, Kind.MIXTURE):
         link.subscribe(topics.every_device(kind), qos=1)
     link.subscribe(topics.trainer_status(), qos=1)
     # The configuration has seen to it that a trainer of this mode has `baseline_raw_audio`.
@@ -219,6 +221,7 @@ def _loop(
         updates=Updates(
             {name: block_state(encoder, name) for name in names(encoder)}, run=progress.run, compute=compute
         ),
+        heard=MixtureMerging(state.mixture, limits=limits),
         ledger=ledger,
         plan=plan,
         guard=guard,

@@ -42,7 +42,7 @@ MOST_UNANSWERED = 1024  # beyond it the oldest get no embedding, only their grad
 GROUP = 24  # parts embedded at once: hardly slower than more, and the first need not wait for the last
 
 
-ControlMessage = messages.DeviceStatus | messages.UpdateChunk | messages.TrainerStatus
+ControlMessage = messages.DeviceStatus | messages.UpdateChunk | messages.MixtureStatistics | messages.TrainerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,7 @@ class Answering:
         types = {
             Kind.STATUS: messages.DeviceStatus,
             Kind.UPDATE: messages.UpdateChunk,
+            Kind.MIXTURE: messages.MixtureStatistics,
             Kind.TRAINER_STATUS: messages.TrainerStatus,
         }
         if address.kind not in types:

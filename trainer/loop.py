@@ -25,6 +25,7 @@ from trainer.batcher import Batcher, Part
 from trainer.collapse_guard import CollapseGuard
 from trainer.listening import Listening
 from trainer.merging import MergePlan
+from trainer.mixture_merging import MixtureMerging
 from trainer.publisher import Publisher
 from trainer.registry import Registry
 from trainer.training import Training
@@ -63,6 +64,7 @@ class TrainerLoop:
         listening: Listening | None,
         training: Training,
         updates: Updates,
+        heard: MixtureMerging,
         ledger: WeightsLedger,
         plan: MergePlan,
         guard: CollapseGuard,
@@ -83,6 +85,7 @@ class TrainerLoop:
         self._listening = listening
         self._training = training
         self._updates = updates
+        self._heard = heard
         self._ledger = ledger
         self._plan = plan
         self._guard = guard
@@ -133,6 +136,8 @@ class TrainerLoop:
         assert device is not None
         if isinstance(item.message, messages.DeviceStatus):
             self._follow(device, item.message)
+        elif isinstance(item.message, messages.MixtureStatistics):
+            self._hear(device, item.message)
         else:
             self._collect(device, item.message)
 
@@ -171,6 +176,14 @@ class TrainerLoop:
         if contribution is not None:
             self._ledger.offer(contribution)
 
+    def _hear(self, device: str, heard: messages.MixtureStatistics) -> None:
+        try:
+            if not self._registry.knows(device, heard.boot):
+                raise MessageError(f"mixture {heard.seq}: this boot of {device} is not known, or configured otherwise")
+            self._heard.offer(device, heard)
+        except MessageError as error:
+            self._answering.refuse(self._topics.mixture(device), len(messages.encode(heard)), error)
+
     def _merge(self) -> None:
         """Make the next version, keep it on the disk, then publish it."""
         merged = self._ledger.preview()
@@ -189,12 +202,15 @@ class TrainerLoop:
         if clipping.clipped:
             LOG.info("%d of %d changes of blocks were clipped", clipping.clipped, clipping.judged)
         self._plan.merged()
+        self._heard.merge()
         self._save_checkpoint()
         self._answering.snapshot = snapshot(self._encoder, self._mixture, self._ledger.version)
         self._publish()
 
     def _publish(self) -> None:
-        self._publisher.publish(self._encoder, version=self._ledger.version, merged=self._ledger.merged)
+        self._publisher.publish(
+            self._encoder, version=self._ledger.version, merged=self._ledger.merged, mixture=self._mixture
+        )
         self._announce()
 
 

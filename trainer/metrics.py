@@ -30,6 +30,10 @@ METRICS: dict[str, str] = {
     "effective_rank": "effective rank of the batch's embeddings (trainer.quality): 1 is a collapsed encoder",
     "alignment": "mean squared distance between the two views' projections: 0 is perfect",
     "uniformity": "log of the mean Gaussian potential between projections: 0 is collapsed, lower is better spread",
+    "mixture_spread": "mean distance between the mixture components of two windows: 0 is a collapsed mixture",
+    "mixture_components": "components of the mixture in use: exponential of the entropy of their masses",
+    "mixture_entropy": "mean entropy of the untempered responsibilities over ln C: 1 is a collapsed mixture",
+    "uncertainty_median": "median uncertainty of the batch's windows (tempered so that it stays near 0.5)",
     "learning_rate": "learning rate of the step",
     "clipped_share": "share of the devices' changes of blocks that were clipped at the latest merge (trainer.clipping)",
     "devices": "devices with at least one window in the batch",
@@ -55,6 +59,10 @@ class StepMetrics:
     effective_rank: float | None
     alignment: float | None
     uniformity: float | None
+    mixture_spread: float | None
+    mixture_components: float | None
+    mixture_entropy: float | None
+    uncertainty_median: float | None
     learning_rate: float
     clipped_share: float | None
     devices: int

@@ -17,6 +17,7 @@ from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Link
 from common.messages import DeltaChunk, Manifest, ManifestEntry, WeightsChunk
+from common.mixture_memory import MIXTURE, MixtureMemory
 from common.packed_change import ChangeCodec
 from common.split import block_state, names
 from common.state_blob import WeightsDtype, pack_state, unpack_state
@@ -44,15 +45,29 @@ class Publisher:
         self._delta_codec: ChangeCodec | None = delta_codec
         self._published: dict[str, bytes] = {}
 
-    def publish(self, encoder: Encoder, *, version: int, merged: Mapping[str, tuple[str, int]]) -> None:
+    def publish(
+        self,
+        encoder: Encoder,
+        *,
+        version: int,
+        merged: Mapping[str, tuple[str, int]],
+        mixture: MixtureMemory | None = None,
+    ) -> None:
         """Publish every block of ``encoder`` as ``version``; ``merged`` names the changes it holds.
 
         The first time whole; after that as near to it as the deltas lead, the rest with the versions to come.
+        So is ``mixture`` once it has started, always whole and in half precision: 33 KB for 64 components.
         """
         outgoing: list[tuple[str, bytes]] = []
         entries: dict[str, ManifestEntry] = {}
-        for name in names(encoder):
-            blob = self._move(name, {key: value.cpu() for key, value in block_state(encoder, name).items()}, version)
+        states = {name: block_state(encoder, name) for name in names(encoder)}
+        blobs = {
+            name: self._move(name, {key: value.cpu() for key, value in state.items()}, version)
+            for name, state in states.items()
+        }
+        if mixture is not None and mixture.started:
+            blobs[MIXTURE] = pack_state(mixture.state_dict(), "fp16")
+        for name, blob in blobs.items():
             chunks = split(blob)
             entries[name] = ManifestEntry(digest(blob), len(chunks), len(blob))
             for index, data in enumerate(chunks):

@@ -44,3 +44,20 @@ def uniformity(z: Tensor) -> float:
     if len(z) < 2:
         return 0.0
     return float(torch.pdist(z.double()).square().mul(-2.0).exp().mean().log())
+
+
+@torch.no_grad()
+def mixture_spread(means: Tensor, mass: Tensor) -> float:
+    """Mean distance of two windows' components, by ``means`` [C, d] and ``mass`` [C]: 0 is a collapsed mixture.
+
+    Two directions of the sphere that have nothing to do with each other lie 1.41 apart.
+    """
+    share = mass.double() / mass.double().sum().clamp_min(1e-12)
+    return float(share @ torch.cdist(means.double(), means.double()) @ share)
+
+
+@torch.no_grad()
+def effective_components(mass: Tensor) -> float:
+    """Exponential of the entropy of the shares of ``mass`` [C]: 1..C, how many components are in use."""
+    share = mass.double() / mass.double().sum().clamp_min(1e-12)
+    return float(torch.special.entr(share).sum().exp())

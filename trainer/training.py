@@ -18,7 +18,7 @@ from common.topics import Topics
 from trainer.batcher import Part, Refusal
 from trainer.merging import MergePlan
 from trainer.metrics import MetricsLog, StepMetrics, normalised_task_loss
-from trainer.quality import alignment, effective_rank, uniformity
+from trainer.quality import alignment, effective_components, effective_rank, mixture_spread, uniformity
 from trainer.server_step import ServerResult, ServerStep
 from trainer.weights import WeightsLedger
 
@@ -134,6 +134,7 @@ class Training:
     ) -> None:
         terms = result.terms
         view_a, view_b = result.projections[0], result.projections[1]
+        mixture, heard = self._mixture, self._mixture.started
         metrics = StepMetrics(
             step=self.steps,
             windows=self.windows,
@@ -146,6 +147,10 @@ class Training:
             effective_rank=effective_rank(result.embeddings),
             alignment=alignment(view_a, view_b),
             uniformity=uniformity(view_a),
+            mixture_spread=mixture_spread(mixture.means, mixture.mass) if heard else None,
+            mixture_components=effective_components(mixture.mass) if heard else None,
+            mixture_entropy=float(mixture.untempered_entropy(view_a).mean()) if heard else None,
+            uncertainty_median=float(mixture.uncertainty(view_a).median()) if heard else None,
             learning_rate=learning_rate,
             clipped_share=self._ledger.clipping.share,
             devices=len({part.device for part in batch}),

@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from common.block_optimizer import BlockOptimizers
 from common.change_blob import State, pack_blocks, unpack_blocks
 from common.encoder import build_encoder
 from common.log_mel import LogMel
+from common.mixture_memory import MixtureMemory
 from common.packed_change import ChangeCodec
 from common.split import WINDOW_BYTES, block_state, client_names, load_block, names
 from common.views import Views
 from device.edge_learner import EdgeLearner
+from device.mixture_replica import MixtureReplica
 from device.sources import open_source
 
 CODECS: tuple[ChangeCodec, ...] = ("fp16", "int8", "int4")
@@ -41,7 +44,8 @@ class Learner:
     def __init__(self, seed: int) -> None:
         self.encoder = build_encoder("mobile", seed=0)
         optimizers = BlockOptimizers(self.encoder, kind="adamw", weight_decay=1e-4, warmup_steps=20)
-        self._learner = EdgeLearner(self.encoder, optimizers, temperature=0.1, learning_rate=LEARNING_RATE)
+        mixture = MixtureReplica(MixtureMemory(), boot="0" * 16, fingerprint="", path=Path("never-written"))
+        self._learner = EdgeLearner(self.encoder, optimizers, mixture, temperature=0.1, learning_rate=LEARNING_RATE)
         self._source = open_source("soundscape", seed=seed, speed="fast")
         self._views = Views(LogMel(), np.random.default_rng(seed))
 

@@ -216,6 +216,88 @@ def test_a_replica_sees_what_the_original_sees_even_in_half_precision() -> None:
     assert torch.allclose(rough.uncertainty(z), memory.uncertainty(z), atol=0.03)
 
 
+def test_responsibilities_belong_to_the_components_of_the_cluster_that_was_heard() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 3000)
+    labels = stream.labels(200)
+    r = memory.responsibilities(stream.around(stream.centres[labels]))
+    owner = (normalize(memory.means, dim=1) @ stream.centres.T).argmax(dim=1)
+    own = torch.stack([r[:, owner == cluster].sum(dim=1) for cluster in range(10)], dim=1)
+    assert (own.argmax(dim=1) == labels).float().mean() > 0.99
+    assert own[torch.arange(200), labels].mean() > 0.9
+
+
+class MovingAverage:
+    """What the paper's formulas say when taken literally: means and variances as exponential moving averages.
+
+    Every component moves towards every projection at one rate times its responsibility, from a random start, with
+    responsibilities by `torch.distributions`.
+    """
+
+    def __init__(self, rate: float = 0.05) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.means = normalize(torch.randn(64, DIM, generator=generator), dim=1)
+        self.variances = torch.ones(64, DIM)
+        self.rate = rate
+
+    def responsibilities(self, z: torch.Tensor) -> torch.Tensor:
+        each = torch.distributions.Normal(self.means[None], self.variances.sqrt()[None])
+        log_likelihood: torch.Tensor = each.log_prob(z[:, None])
+        return log_likelihood.sum(dim=2).softmax(dim=1)
+
+    def update(self, z: torch.Tensor) -> None:
+        for one in z:
+            r = self.responsibilities(one[None])[0][:, None]
+            self.variances += self.rate * r * ((one - self.means).square() - self.variances)
+            self.means += self.rate * r * (one - self.means)
+
+
+def _recovered(means: torch.Tensor, centres: torch.Tensor) -> int:
+    """Clusters with a mean of their own."""
+    return int(((normalize(means, dim=1) @ centres.T).amax(dim=0) > 0.9).sum())
+
+
+def test_a_naive_moving_average_collapses_on_the_stream_that_the_memory_recovers() -> None:
+    stream, naive = Stream(), MovingAverage()
+    for _ in range(2000):
+        naive.update(stream.draw(1))
+    other, memory = Stream(), MixtureMemory()
+    other.feed(memory, 2000, batch=1)
+    assert _recovered(memory.means, other.centres) == 10
+    assert _recovered(naive.means, stream.centres) <= 2
+    assert torch.pdist(memory.means).mean() > 1.0
+
+
+def test_a_batch_is_one_step_of_its_projections_together_in_any_order() -> None:
+    stream, memory, shuffled = Stream(), MixtureMemory(), MixtureMemory()
+    stream.feed(memory, 1000)
+    shuffled.load_state_dict(memory.state_dict())
+    z = stream.draw(32)
+    memory.update(z)
+    shuffled.update(z[torch.randperm(32, generator=stream.generator)])
+    assert torch.allclose(memory.means, shuffled.means, atol=1e-5)
+    assert torch.allclose(memory.mass, shuffled.mass, rtol=1e-4)
+    alone = torch.cat([memory.uncertainty(one[None]) for one in z])
+    assert torch.allclose(memory.uncertainty(z), alone, atol=1e-5)
+
+
+def test_what_another_mixture_heard_is_merged_as_the_projections_it_stands_for() -> None:
+    stream, memory, told = Stream(), MixtureMemory(), MixtureMemory()
+    stream.feed(memory, 2000)
+    told.load_state_dict(memory.state_dict())
+    z = stream.around(stream.centres[:1].repeat(40, 1))
+    mean = z.mean(dim=0)
+    told.merge(torch.tensor([40.0]), mean[None], (z - mean).square().mean()[None])
+    memory.update(z)
+    owner = (normalize(memory.means, dim=1) @ stream.centres.T).argmax(dim=1)
+    mine = memory.mass[owner == 0].sum()
+    assert float(told.mass[owner == 0].sum()) == pytest.approx(float(mine), rel=0.05)
+    centre = told.mass[owner == 0] @ told.means[owner == 0] / told.mass[owner == 0].sum()
+    wanted = memory.mass[owner == 0] @ memory.means[owner == 0] / mine
+    assert torch.allclose(centre, wanted, atol=0.02)
+    assert float(told.mass.sum()) == pytest.approx(float(memory.mass.sum()), rel=0.02)
+
+
 def test_identical_projections_do_no_harm() -> None:
     memory = MixtureMemory()
     z = normalize(torch.ones(8, DIM), dim=1)

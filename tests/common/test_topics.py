@@ -15,6 +15,7 @@ TABLE = [
     (TOPICS.audio("pi-1"), f"{PREFIX}/pi-1/up/audio", Address(Kind.AUDIO, "pi-1")),
     (TOPICS.telemetry("pi-1"), f"{PREFIX}/pi-1/up/telemetry", Address(Kind.TELEMETRY, "pi-1")),
     (TOPICS.update("pi-1", 3), f"{PREFIX}/pi-1/up/update/3", Address(Kind.UPDATE, "pi-1", chunk=3)),
+    (TOPICS.mixture("pi-1"), f"{PREFIX}/pi-1/up/mixture", Address(Kind.MIXTURE, "pi-1")),
     (TOPICS.embedding("pi-1"), f"{PREFIX}/pi-1/down/embedding", Address(Kind.EMBEDDING, "pi-1")),
     (TOPICS.gradient("pi-1"), f"{PREFIX}/pi-1/down/gradient", Address(Kind.GRADIENT, "pi-1")),
     (TOPICS.splitter("pi-1"), f"{PREFIX}/pi-1/down/splitter", Address(Kind.SPLITTER, "pi-1")),

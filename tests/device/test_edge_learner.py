@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from common.block_optimizer import BlockOptimizers
 from common.encoder import build_encoder
+from common.mixture_memory import MixtureMemory
 from common.split import block_parameters, names
 from device.edge_learner import NEIGHBOUR_S, EdgeLearner
+from device.mixture_replica import MixtureReplica
 
 
 def pairs(count: int, seed: int = 0) -> list[Tensor]:
@@ -23,7 +27,8 @@ def learner(seed: int = 0) -> tuple[EdgeLearner, list[Tensor]]:
     encoder = build_encoder("mobile", seed=seed)
     optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=1e-4, warmup_steps=0)
     parameters = [p for name in names(encoder) for p in block_parameters(encoder, name)]
-    return EdgeLearner(encoder, optimizers, temperature=0.1, learning_rate=1e-3), [p.data for p in parameters]
+    mixture = MixtureReplica(MixtureMemory(seed=seed), boot="b" * 16, fingerprint="f" * 64, path=Path("never-written"))
+    return EdgeLearner(encoder, optimizers, mixture, temperature=0.1, learning_rate=1e-3), [p.data for p in parameters]
 
 
 def far_apart(count: int) -> list[float]:

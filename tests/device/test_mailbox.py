@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -16,10 +17,12 @@ from common.messages import (
     SplitterUpdate,
     TrainerStatus,
 )
+from common.mixture_memory import MixtureMemory
 from common.split import names
 from common.topics import Topics
 from device.exchange import Exchange
 from device.mailbox import Mailbox
+from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 from tests.fakes import FakeLink
 from tests.published import FINGERPRINT, Published
@@ -36,12 +39,14 @@ class Device:
         self.link = FakeLink()
         self.encoder = build_encoder("mobile", seed=0)
         self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32", change_codec="fp32")
+        self.mixture = MixtureReplica(MixtureMemory(), boot=BOOT, fingerprint=FINGERPRINT, path=Path("never-written"))
         self.mailbox = Mailbox(
             self.link.as_link,
             TOPICS,
             boot=BOOT,
             encoder=self.encoder,
             replica=self.replica,
+            mixture=self.mixture,
             fingerprint=FINGERPRINT,
             limits=messages.Limits(),
         )

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from common import messages
 from common.change_blob import unpack_blocks
@@ -12,8 +13,10 @@ from common.codec import digest
 from common.encoder import build_encoder
 from common.errors import MessageError
 from common.messages import ManifestEntry, UpdateChunk, WeightsChunk
+from common.mixture_memory import MIXTURE, MixtureMemory
 from common.split import block_state, client_names, names
-from common.topics import Topics
+from common.topics import Kind, Topics
+from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 from device.weights_exchange import REFRESH_VERSIONS, SAVE_VERSIONS, WeightsExchange
 from tests.fakes import FakeLink
@@ -31,11 +34,13 @@ class Device:
         self.path = path / "weights.bin"
         self.fetched: set[str] = set()
         self.replica = Replica(self.encoder, device="pi", boot=BOOT, dtype="fp32", change_codec="fp32")
+        self.mixture = MixtureReplica(MixtureMemory(), boot=BOOT, fingerprint=FINGERPRINT, path=path / "mixture.bin")
         self.weights = WeightsExchange(
             self.link.as_link,
             TOPICS,
             self.replica,
             self.encoder,
+            self.mixture,
             device="pi",
             boot=BOOT,
             fingerprint=FINGERPRINT,
@@ -47,10 +52,11 @@ class Device:
     def receive(self, fleet: Published, cut: int = 3) -> bool:
         """What a broker would deliver: the manifest, then the blocks this device fetches; True if the weights moved."""
         self.replica.offer_manifest(fleet.manifest())
+        self.mixture.offer_manifest(fleet.manifest())
         self.weights.keep_up(cut=cut, target=cut)
         self.fetched = self.fetches()
         for chunk in fleet.chunks(sorted(self.fetched)):
-            self.replica.offer_chunk(chunk)
+            (self.mixture if chunk.name == MIXTURE else self.replica).offer_chunk(chunk)
         return self.weights.keep_up(cut=cut, target=cut)
 
     def start(self, fleet: Published) -> None:
@@ -60,7 +66,7 @@ class Device:
         return {name for name in EVERY if TOPICS.delta_filter(name) in self.link.filters}
 
     def fetches(self) -> set[str]:
-        return {name for name in EVERY if TOPICS.weights_filter(name) in self.link.filters}
+        return {name for name in (*EVERY, MIXTURE) if TOPICS.weights_filter(name) in self.link.filters}
 
 
 def test_at_first_every_block_is_fetched_so_that_the_device_can_learn_alone(tmp_path: Path) -> None:
@@ -272,3 +278,82 @@ def test_without_a_usable_file_a_device_starts_from_the_fleet(tmp_path: Path) ->
     with pytest.raises(MessageError, match="damaged"):
         device.weights.load()
     assert not device.replica.initialised
+
+
+# -- the mixture ------------------------------------------------------------------------------------------------------
+
+
+def started(seed: int) -> MixtureMemory:
+    memory = MixtureMemory(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    memory.update(torch.nn.functional.normalize(torch.randn(256, 128, generator=generator), dim=1))
+    return memory
+
+
+def test_at_first_the_mixture_is_fetched_with_the_blocks_and_none_is_applied_without_it(tmp_path: Path) -> None:
+    fleet, device = Published(mixture=started(1)), Device(tmp_path)
+    device.replica.offer_manifest(fleet.manifest())
+    device.mixture.offer_manifest(fleet.manifest())
+    device.weights.keep_up(cut=3, target=3)
+    assert device.fetches() == {*EVERY, MIXTURE}
+    for chunk in fleet.chunks(EVERY):
+        device.replica.offer_chunk(chunk)
+    assert not device.weights.keep_up(cut=3, target=3), "the mixture is not here yet"
+    assert device.receive(fleet)
+    assert device.mixture.mixture.started
+    assert device.fetches() == set()
+
+
+def test_a_mixture_that_starts_later_is_fetched_once_and_then_as_seldom_as_the_blocks_beyond_the_cut(
+    tmp_path: Path,
+) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.start(fleet)
+    fetched = []
+    fleet.mixture = started(1)
+    for version in range(REFRESH_VERSIONS + 2):
+        fleet.next({})
+        fleet.mixture.update(torch.nn.functional.normalize(torch.ones(1, 128), dim=1))
+        device.receive(fleet)
+        if MIXTURE in device.fetched:
+            fetched.append(version)
+        assert device.fetches() == set()
+    assert fetched == [0, REFRESH_VERSIONS]
+
+
+def test_a_device_that_follows_all_has_every_version_with_its_mixture(tmp_path: Path) -> None:
+    fleet, device = Published(mixture=started(1)), Device(tmp_path, follow_all=True)
+    device.start(fleet)
+    assert fleet.mixture is not None
+    for _ in range(3):
+        fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
+        fleet.mixture.update(torch.nn.functional.normalize(torch.ones(1, 128), dim=1))
+        device.receive(fleet)
+        assert MIXTURE in device.fetched
+        assert not device.mixture.missing
+        assert device.replica.version == fleet.version
+
+
+def test_what_was_heard_in_local_steps_goes_out_before_the_change_and_only_once(tmp_path: Path) -> None:
+    fleet, device = Published(mixture=started(1)), Device(tmp_path)
+    device.start(fleet)
+    learn(device.encoder, 0.25, client_names(3))
+    device.replica.trained(client_names(3))
+    device.weights.publish_change()
+    assert TOPICS.mixture("pi") not in {sent.topic for sent in device.link.take_published()}, "no local step"
+    device.mixture.hear(torch.nn.functional.normalize(torch.ones(8, 128), dim=1))
+    device.weights.publish_change()
+    first, *rest = device.link.take_published()
+    assert (first.topic, first.qos) == (TOPICS.mixture("pi"), 1)
+    assert {TOPICS.parse(sent.topic).kind for sent in rest} == {Kind.UPDATE}
+    device.weights.publish_change()
+    assert TOPICS.mixture("pi") not in {sent.topic for sent in device.link.take_published()}
+
+
+def test_the_mixture_lies_on_the_disk_for_a_device_that_starts_without_a_network(tmp_path: Path) -> None:
+    fleet, device = Published(mixture=started(1)), Device(tmp_path)
+    device.start(fleet)
+    again = Device(tmp_path)
+    assert again.weights.load()
+    assert again.mixture.mixture.started
+    assert same(dict(again.mixture.mixture.state_dict()), dict(device.mixture.mixture.state_dict()))

@@ -14,12 +14,14 @@ from common.encoder import Encoder, build_encoder
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.messages import Manifest
+from common.mixture_memory import MIXTURE, MixtureMemory
 from common.packed_change import ChangeCodec
 from common.split import block_state, client_names, load_block, names
 from common.state_blob import WeightsDtype, pack_state
 from common.topics import Kind, Topics, parse
 from device.exchange import Exchange
 from device.mailbox import Mailbox
+from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 from device.weights_exchange import WeightsExchange
 from tests.bench.in_process_link import MemoryBroker, MemoryLink
@@ -41,6 +43,7 @@ class Trainer:
     ) -> None:
         self.encoder = build_encoder("mobile", seed=0)
         self.version = 0
+        self.mixture = MixtureMemory()
         self._broker = broker
         self._generator = torch.Generator().manual_seed(1)
         self._dtype: WeightsDtype = dtype
@@ -57,7 +60,7 @@ class Trainer:
 
     def publish(self) -> None:
         self.version += 1
-        self._publisher.publish(self.encoder, version=self.version, merged={})
+        self._publisher.publish(self.encoder, version=self.version, merged={}, mixture=self.mixture)
 
     def learn(self, step: float = STEP) -> None:
         for name in names(self.encoder):
@@ -76,12 +79,16 @@ class Device:
         self.encoder = build_encoder("mobile", seed=99)
         self.link = link_to(broker, name)
         self.replica = Replica(self.encoder, device=name, boot=BOOT, dtype=dtype, change_codec="int4")
+        self.mixture = MixtureReplica(
+            MixtureMemory(), boot=BOOT, fingerprint=FINGERPRINT, path=path / f"{name}-mixture.bin"
+        )
         self._mailbox = Mailbox(
             self.link,
             TOPICS,
             boot=BOOT,
             encoder=self.encoder,
             replica=self.replica,
+            mixture=self.mixture,
             fingerprint=FINGERPRINT,
             limits=messages.Limits(),
         )
@@ -90,6 +97,7 @@ class Device:
             TOPICS,
             self.replica,
             self.encoder,
+            self.mixture,
             device=name,
             boot=BOOT,
             fingerprint=FINGERPRINT,
@@ -256,3 +264,20 @@ def test_a_block_at_the_end_of_what_fp16_holds_travels_whole(tmp_path: Path) -> 
         device.keep_up()
         assert device.replica.version == trainer.version
         assert all(float((tensor - value).abs().max()) < 100 for tensor in device.weights()["stem"].values())
+
+
+def test_the_mixture_travels_in_half_precision_once_it_has_started(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    trainer = Trainer(broker)
+    device = Device(broker, tmp_path)
+    assert MIXTURE not in manifest_of(broker).entries
+    generator = torch.Generator().manual_seed(0)
+    trainer.mixture.update(torch.nn.functional.normalize(torch.randn(300, 128, generator=generator), dim=1))
+    trainer.publish()
+    assert manifest_of(broker).entries[MIXTURE].size_bytes < 35_000
+    assert 33_000 < device.keep_up() < 40_000
+    z = torch.nn.functional.normalize(torch.randn(20, 128, generator=generator), dim=1)
+    assert torch.allclose(device.mixture.mixture.uncertainty(z), trainer.mixture.uncertainty(z), atol=0.03)
+    trainer.mixture.update(z)
+    trainer.publish()
+    assert device.keep_up() < 33_000, "not with every version"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from trainer.quality import alignment, effective_rank, uniformity
+from trainer.quality import alignment, effective_components, effective_rank, mixture_spread, uniformity
 
 
 def _random(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -61,3 +61,19 @@ def test_uniformity_is_zero_in_one_point_and_falls_with_spread() -> None:
     assert uniformity(point) == pytest.approx(0.0, abs=1e-6)
     assert uniformity(wide) < uniformity(narrow) < -0.5
     assert uniformity(point[:1]) == 0.0
+
+
+def test_the_spread_of_a_mixture_equals_its_definition_written_as_loops() -> None:
+    means, mass = _random(4, 8), torch.tensor([3.0, 1.0, 0.0, 2.0])
+    share = [value / 6.0 for value in mass.tolist()]
+    total = sum(
+        share[i] * share[j] * math.dist(means[i].tolist(), means[j].tolist()) for i in range(4) for j in range(4)
+    )
+    assert mixture_spread(means, mass) == pytest.approx(total, rel=1e-5)
+    assert mixture_spread(means[:1].repeat(4, 1), mass) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_components_in_use_are_counted_by_their_mass() -> None:
+    assert effective_components(torch.ones(64)) == pytest.approx(64.0)
+    assert effective_components(torch.tensor([5.0, 5.0, 0.0, 0.0])) == pytest.approx(2.0)
+    assert effective_components(torch.tensor([5.0, 0.0])) == pytest.approx(1.0)
