@@ -179,7 +179,7 @@ def _loop(
             encoder, optimizers, mixture, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
         ),
         splitter=_splitter(settings),
-        sending=_sending(settings, encoder, MixtureMemory(dim=encoder.projection_dim)),
+        sending=_sending(settings, encoder, mixture.mixture),
         senses=Senses(
             device=identity.device,
             boot=identity.boot,
