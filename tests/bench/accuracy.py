@@ -114,7 +114,7 @@ def _show(
     if not found:
         console.print(NOT_RUN)
     else:
-        _draw(found, folder)
+        _draw([one for one in found if not one.row.bytes_alone], folder)
         console.print(f"{folder}: {', '.join(name for name in PICTURES if (folder / name).exists())}", highlight=False)
     if given.json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -42,7 +42,12 @@ def tables(result: Mapping[str, Any], *, title: str) -> list[Table]:
 def row_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One line per method that was run, in the order of the rows."""
     rows: Mapping[str, Any] = result["rows"]
-    return [_row_line(rows[row.name]) for row in ROWS if row.name in rows]
+    alone: Mapping[str, Any] = result["bytes_alone"]
+    return [
+        _row_line(rows[row.name]) if row.name in rows else _bytes_line(alone[row.name])
+        for row in ROWS
+        if row.name in rows or row.name in alone
+    ]
 
 
 def difference_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -79,7 +84,7 @@ def markdown(folder: Path = RESULTS) -> str:
 
 def _remarks(result: Mapping[str, Any]) -> Iterable[str]:
     rows: Mapping[str, Any] = result["rows"]
-    missing = [row.title for row in ROWS if row.name not in rows]
+    missing = [row.title for row in ROWS if row.name not in rows and row.name not in result["bytes_alone"]]
     if missing:
         yield f"{NOT_RUN.capitalize()}: {', '.join(missing)}."
     ours = rows.get(HEADLINE.name)
@@ -92,17 +97,22 @@ def _remarks(result: Mapping[str, Any]) -> Iterable[str]:
 
 def _row_line(one: Mapping[str, Any]) -> tuple[str, ...]:
     spread = "" if one["linear_sd"] is None else f" \u00b1 {one['linear_sd']:.1f}"
-    traffic = (
-        ("-", "-") if one["bytes_per_hour"] is None else (f"{one['bytes_per_hour']:,}", f"{one['of_pcm16']:.1f} %")
-    )
     return (
         one["title"] + ("" if one["current"] else OLD),
         f"{one['linear']:.1f} %{spread}",
         f"{one['knn']:.1f} %",
         f"{one['precision_at_10']:.1f} %",
-        *traffic,
+        *_traffic(one),
         f"{one['folds']} x {one['seeds']}",
     )
+
+
+def _bytes_line(one: Mapping[str, Any]) -> tuple[str, ...]:
+    return (one["title"] + ("" if one["current"] else OLD), "-", "-", "-", *_traffic(one), "bytes alone")
+
+
+def _traffic(one: Mapping[str, Any]) -> tuple[str, str]:
+    return ("-", "-") if one["bytes_per_hour"] is None else (f"{one['bytes_per_hour']:,}", f"{one['of_pcm16']:.1f} %")
 
 
 def _difference_line(

@@ -18,6 +18,7 @@ CHOSEN_ON = (1, 2)
 
 HEADLINE_SEEDS = (0, 1, 2)
 QUICK_WINDOWS = 2_000
+BYTES_WINDOWS = 1_600
 
 BASE = DemoOptions(
     devices=8,
@@ -48,6 +49,7 @@ class Row:
         folds, seeds: what is run where nothing else is asked for.
         trained: False: five untrained encoders are evaluated, nothing runs.
         hostile: the last device means harm (`hostile`).
+        bytes_alone: what it sends is all that is told of it: it learns what another row does, or is too short to.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Row:
     seeds: tuple[int, ...] = (0,)
     trained: bool = True
     hostile: bool = False
+    bytes_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,17 @@ HEADLINE = Row("streamsplit", "StreamSplit", seeds=HEADLINE_SEEDS)
 ROWS = (
     Row("untrained", "untrained (mean of five)", trained=False),
     HEADLINE,
+    Row("server-only", "server-only, PCM16", plain(mode="server-only"), seeds=HEADLINE_SEEDS),
+    *(
+        Row(
+            f"server-only-{codec}",
+            f"server-only, {words}",
+            plain(mode="server-only", device=(("audio_codec", codec),), windows=BYTES_WINDOWS),
+            folds=(1,),
+            bytes_alone=True,
+        )
+        for codec, words in (("flac", "FLAC"), ("opus", "Opus at 24 kbit/s"))
+    ),
     Row("shuffled", "StreamSplit, shuffled order", plain(order="shuffled")),
     Row("by-class", "StreamSplit, shards by class", plain(shard="by-class")),
     Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),

@@ -23,9 +23,16 @@ Cases = Mapping[tuple[int, int], Result]
 
 
 def summary(found: Sequence[RowResults]) -> dict[str, Any]:
-    """``rows`` by name, an object for each comparison whose two rows were run, and ``auroc``; nothing for others."""
+    """``rows`` by name, an object for each comparison whose two rows were run, and ``auroc``; nothing for others.
+
+    ``bytes_alone`` are rows of which only the bytes are told.
+    """
     by_name = {one.row.name: one for one in found if one.cases}
-    result: dict[str, Any] = {"rows": {name: row_summary(one) for name, one in by_name.items()}}
+    told = {name: row_summary(one) for name, one in by_name.items()}
+    result: dict[str, Any] = {
+        "rows": {name: figures for name, figures in told.items() if not by_name[name].row.bytes_alone},
+        "bytes_alone": {name: _alone(figures) for name, figures in told.items() if by_name[name].row.bytes_alone},
+    }
     for comparison in COMPARISONS:
         if comparison.a in by_name and comparison.b in by_name:
             compared = compare(by_name[comparison.a], by_name[comparison.b], comparison)
@@ -114,6 +121,10 @@ def clip_means(case: Result, probe: str) -> list[float]:
     """For each held-out clip the share of the case's encoders with which the probe was right."""
     hits = np.array([[int(hit) for hit in getattr(one, probe)] for one in case.encoders], dtype=np.float64)
     return [float(value) for value in hits.mean(axis=0)]
+
+
+def _alone(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: figures[key] for key in ("title", "current", *TRAFFIC)}
 
 
 def _traffic(cases: Sequence[Result]) -> dict[str, Any]:
