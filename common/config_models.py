@@ -128,6 +128,9 @@ class TrainerConfig(Settings):
     max_lag: int = Field(
         default=4, ge=1, le=1000, description="Parts more than this many weights versions old are stale."
     )
+    screening: bool = Field(
+        default=True, description="Leave out devices whose activations are far from the fleet's or carry nothing."
+    )
     gradient_codec: CodecText = Field(default_factory=gradient_codec, description="Codec of the gradients sent back.")
     speed: Literal["fast", "realtime"] = Field(
         default="realtime",

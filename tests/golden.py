@@ -35,6 +35,7 @@ from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 from device.weights_exchange import WeightsExchange
 from tests.fakes import FakeLink
+from trainer.allowance import Allowance
 from trainer.answering import Answering, Control, Snapshot
 from trainer.batcher import Batcher, Part
 from trainer.captured import Captured
@@ -215,6 +216,7 @@ class Fleet:
             limits=LIMITS,
             stream_time=True,
             compute=cpu,
+            allowance=Allowance(parts_per_step=64),
         )
         self._cuts_move = False
         loss = HybridLoss(

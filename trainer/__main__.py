@@ -27,6 +27,7 @@ from common.split import block_state, names
 from common.topics import Kind, Topics
 from common.views import reach_s, views_of
 from trainer import checkpoint
+from trainer.allowance import Allowance
 from trainer.answering import Answering
 from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher
@@ -46,6 +47,7 @@ from trainer.publisher import Publisher
 from trainer.registry import Registry
 from trainer.resume import Progress, State, fresh_run, restore, to_checkpoint
 from trainer.schedule import learning_rate
+from trainer.screening import Screening
 from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
 from trainer.training import Training
@@ -162,6 +164,9 @@ def _loop(
         collect=not hears,
     )
     limits = messages.Limits(max_message_bytes=fleet.max_message_bytes)
+    allowance = Allowance(parts_per_step=fleet.parts_per_step)
+    # Sound as it came has no scale that a fleet would share.
+    screening = Screening() if settings.screening and not hears else None
     answering = Answering(
         link,
         topics,
@@ -170,6 +175,7 @@ def _loop(
         stream_time=lockstep,
         compute=compute,
         raw_audio=hears and settings.baseline_raw_audio,
+        allowance=allowance,
     )
     training = Training(
         link=link,
@@ -177,6 +183,7 @@ def _loop(
         server_step=ServerStep(encoder, state.optimizers, state.objective, compute=compute),
         ledger=ledger,
         mixture=state.mixture,
+        screening=screening,
         plan=plan,
         log=log,
         gradient_codec=Codec.parse(settings.gradient_codec),
@@ -217,6 +224,8 @@ def _loop(
             expected_devices=settings.expected_devices if lockstep else 0,
         ),
         listening=_listening(settings) if hears else None,
+        screening=screening,
+        allowance=allowance,
         training=training,
         updates=Updates(
             {name: block_state(encoder, name) for name in names(encoder)}, run=progress.run, compute=compute

@@ -27,6 +27,7 @@ from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
 from common.split import BEFORE_STEM
 from common.topics import Address, Kind, Topics, parse
+from trainer.allowance import Allowance
 from trainer.batcher import Part
 
 EMBEDDING_CODEC = Codec.parse("int8")  # 192 values: the error is below 1 %, the bytes a quarter of fp32
@@ -38,6 +39,7 @@ LONGEST_DEADLINE_S = 60.0  # what a device may ask of all the others
 PAUSE_S = 0.002  # without a message: the burst is over
 BURST_S = 0.02  # the longest that a part waits for the end of its burst
 LATENCIES_KEPT = 512
+MOST_AT_ONCE = 1024  # messages taken from the link before they are decoded
 MOST_UNANSWERED = 1024  # beyond it the oldest get no embedding, only their gradient
 GROUP = 24  # parts embedded at once: hardly slower than more, and the first need not wait for the last
 
@@ -62,7 +64,14 @@ class Control:
     message: ControlMessage
 
 
-Inbox = Sequence[Part | Control] | BaseException
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A device's part that cannot be used: nobody shall wait for it."""
+
+    device: str
+
+
+Inbox = Sequence[Part | Unreadable | Control] | BaseException
 
 
 class Answering:
@@ -77,16 +86,19 @@ class Answering:
         limits: messages.Limits,
         stream_time: bool,
         compute: torch.device,
+        allowance: Allowance,
         raw_audio: bool = False,
     ) -> None:
         """``raw_audio``: take windows as sound, and nothing else (server-only); otherwise they are refused unread."""
         self._raw_audio = raw_audio
+        self._parts = Kind.AUDIO if raw_audio else Kind.ACTIVATIONS
         self._log_mel = LogMel()
         self._link = link
         self._topics = topics
         self._limits = limits
         self._stream_time = stream_time
         self._compute = compute
+        self._allowance = allowance
         self.snapshot = snapshot
         self.inbox: queue.Queue[Inbox] = queue.Queue(INBOX_CAPACITY)
         self.refused: Counter[str] = Counter()
@@ -134,18 +146,23 @@ class Answering:
         waiting = []
         incoming = self._link.receive(timeout_s)
         while incoming is not None:
-            waiting.append(incoming)
+            if not self._floods(incoming.topic):
+                waiting.append(incoming)
+            if len(waiting) >= MOST_AT_ONCE:
+                break
             incoming = self._link.receive(0.0)
         return waiting
 
     def _take(self, waiting: Sequence[Incoming]) -> list[tuple[Part, float]]:
         """Hand on what came; the parts that want an embedding, with the time of their arrival."""
-        items, wanting = [], []
+        items: list[Part | Unreadable | Control] = []
+        wanting = []
         for incoming in waiting:
             try:
                 item = self._decode(incoming)
             except MessageError as error:
                 self.refuse(incoming.topic, len(incoming.payload), error)
+                items += self._unreadable(incoming.topic)
                 continue
             items.append(item)
             if isinstance(item, Part) and item.cut < self.snapshot.encoder.depth:
@@ -153,6 +170,16 @@ class Answering:
         if items:
             self.inbox.put(items)
         return wanting
+
+    def _floods(self, topic: str) -> bool:
+        """Whether this is a part beyond what its device may send."""
+        device = _sender(topic, self._parts)
+        return device is not None and not self._allowance.takes(device)
+
+    def _unreadable(self, topic: str) -> list[Unreadable]:
+        """What is said of a message that cannot be used: whose part it was, if it was one."""
+        device = _sender(topic, self._parts)
+        return [] if device is None else [Unreadable(device)]
 
     def _decode(self, incoming: Incoming) -> Part | Control:
         address = parse(incoming.topic)
@@ -267,3 +294,12 @@ class Answering:
         """Count and log a message that cannot be used."""
         self.refused[str(topic)] += 1
         LOG.warning("dropped a message of %d bytes on %s: %s", size_bytes, topic, error)
+
+
+def _sender(topic: str, kind: Kind) -> str | None:
+    """The device whose message of this kind it is."""
+    try:
+        address = parse(topic)
+    except MessageError:
+        return None
+    return address.device if address.kind is kind else None

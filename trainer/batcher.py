@@ -2,18 +2,24 @@
 
 A batch closes when the step of every awaited device is complete, or when nothing new has come for the longest deadline
 among its parts. A device that let several batches go by is not waited for until it sends again, so that one that learns
-locally, or whose will has not arrived yet, slows nobody down. Time comes in as an argument: tests need no clock.
+locally, or whose will has not arrived yet, slows nobody down. Nor does one that goes on sending: where it alone is
+missing, those that are complete wait for it no longer than they asked, and soon not at all. Time comes in as an
+argument: tests need no clock.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from statistics import median
 
 from torch import Tensor
 
 from common.messages import GradientResult
 
-PATIENCE = 2  # batches a live device may miss before the others stop waiting for it
+PATIENCE = 2  # batches a live device may miss, or alone hold up, before the others stop waiting for it
+NOT_AWAITED_BATCHES = 8  # after that, and twice as many each further time, up to
+LONGEST_NOT_AWAITED_BATCHES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class _Seat:
     step: int = -1
     closed_step: int = -1
     missed: int = 0
+    excused: bool = False
+    newest_s: float = 0.0
     parts: dict[int, Part] = field(default_factory=dict)
 
     def complete(self) -> bool:
@@ -69,6 +77,9 @@ class Batcher:
         self._finished: set[str] = set()
         self._seats: dict[str, _Seat] = {}
         self._newest_s = 0.0
+        self._batches = 0
+        self._held_up: Counter[str] = Counter()  # by device, not by boot: a new boot is no new start
+        self._not_awaited_until: dict[str, int] = {}  # device -> number of the batch
 
     @property
     def live(self) -> tuple[str, ...]:
@@ -89,6 +100,12 @@ class Batcher:
         """A device has done its work, in this life of the trainer or an earlier one: it is not expected any more."""
         self._finished.add(device)
 
+    def excuse(self, device: str) -> None:
+        """Nobody waits for this device in the batch being gathered: what it sent cannot be used."""
+        seat = self._seats.get(device)
+        if seat is not None:
+            seat.excused = True
+
     def add(self, part: Part, *, now_s: float, weights_version: int) -> Refusal | None:
         """Take a part, or say why not."""
         seat = self._seats.get(part.device)
@@ -108,7 +125,7 @@ class Batcher:
             seat.step = part.step
         seat.parts[part.part] = part
         seat.missed = 0
-        self._newest_s = now_s
+        self._newest_s = seat.newest_s = now_s
         if self._assembled():
             self._expected = 0
         return None
@@ -122,7 +139,27 @@ class Batcher:
             return True
         if not self._assembled():
             return False
-        return all(seat.complete() for seat in self._seats.values() if seat.parts or seat.missed < PATIENCE)
+        missing = self._missing()
+        return not missing or (len(missing) == 1 and self._waited_as_long_as_asked(now_s))
+
+    def _missing(self) -> list[str]:
+        """The devices whose step is awaited and not complete."""
+        return [
+            device
+            for device, seat in self._seats.items()
+            if (seat.parts or seat.missed < PATIENCE)
+            and not seat.complete()
+            and not seat.excused
+            and self._not_awaited_until.get(device, 0) <= self._batches
+        ]
+
+    def _waited_as_long_as_asked(self, now_s: float) -> bool:
+        """Whether the complete ones have waited for the deadline that most of them asked for."""
+        complete = [seat for seat in self._seats.values() if seat.complete()]
+        if not complete:
+            return False
+        asked_s = median(max(part.deadline_s for part in seat.parts.values()) for seat in complete)
+        return now_s - max(seat.newest_s for seat in complete) >= asked_s
 
     def _assembled(self) -> bool:
         return len(self._seats.keys() | self._finished) >= self._expected
@@ -134,9 +171,11 @@ class Batcher:
 
     def take(self) -> list[Part]:
         """Close the batch: its parts by device and number, so that a run repeats whatever order they came in."""
+        self._note_who_held_up()
         batch: list[Part] = []
         for device in self.live:
             seat = self._seats[device]
+            seat.excused = False
             if not seat.parts:
                 seat.missed += 1
                 continue
@@ -144,3 +183,19 @@ class Batcher:
             seat.closed_step = seat.step
             seat.parts = {}
         return batch
+
+    def _note_who_held_up(self) -> None:
+        """Strikes for a device that sent something and alone kept a batch open; a complete step takes one back."""
+        missing = self._missing()
+        self._batches += 1
+        for device, seat in self._seats.items():
+            if seat.complete() and self._held_up[device]:
+                self._held_up[device] -= 1
+        if len(missing) != 1 or not self._seats[missing[0]].parts:
+            return
+        device = missing[0]
+        self._held_up[device] += 2
+        strikes = self._held_up[device] // 2
+        if strikes >= PATIENCE:
+            batches = min(LONGEST_NOT_AWAITED_BATCHES, NOT_AWAITED_BATCHES * 2 ** (strikes - PATIENCE))
+            self._not_awaited_until[device] = self._batches + batches

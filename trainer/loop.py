@@ -19,15 +19,17 @@ from common.link import Link
 from common.mixture_memory import MixtureMemory
 from common.split import load_block
 from common.topics import Topics
-from trainer.answering import Answering, Control, Inbox, Snapshot
+from trainer.allowance import Allowance
+from trainer.answering import Answering, Control, Inbox, Snapshot, Unreadable
 from trainer.averaging import AveragedEncoder
-from trainer.batcher import Batcher, Part
+from trainer.batcher import Batcher, Part, Refusal
 from trainer.collapse_guard import CollapseGuard
 from trainer.listening import Listening
 from trainer.merging import MergePlan
 from trainer.mixture_merging import MixtureMerging
 from trainer.publisher import Publisher
 from trainer.registry import Registry
+from trainer.screening import Screening
 from trainer.training import Training
 from trainer.updates import Updates
 from trainer.weights import WeightsLedger
@@ -62,6 +64,8 @@ class TrainerLoop:
         registry: Registry,
         batcher: Batcher,
         listening: Listening | None,
+        screening: Screening | None,
+        allowance: Allowance,
         training: Training,
         updates: Updates,
         heard: MixtureMerging,
@@ -83,6 +87,8 @@ class TrainerLoop:
         self._registry = registry
         self._batcher = batcher
         self._listening = listening
+        self._screening = screening
+        self._allowance = allowance
         self._training = training
         self._updates = updates
         self._heard = heard
@@ -106,6 +112,7 @@ class TrainerLoop:
             if self._batcher.due(time.monotonic()):
                 batch = self._batcher.take()
                 self._training.train(self._listening(batch) if self._listening else batch)
+                self._allowance.renew()
             if self._plan.due(live=self._batcher.live, offered=self._ledger.offered, now_s=time.monotonic()):
                 self._merge()
         self._hear_out()
@@ -121,11 +128,16 @@ class TrainerLoop:
         for item in _waiting(self._answering.inbox, 0.0):
             self._take(item)
 
-    def _take(self, item: Part | Control) -> None:
+    def _take(self, item: Part | Unreadable | Control) -> None:
         if isinstance(item, Part):
-            refusal = self._batcher.add(item, now_s=time.monotonic(), weights_version=self._ledger.version)
+            refusal = self._screened(item)
+            if refusal is None:
+                refusal = self._batcher.add(item, now_s=time.monotonic(), weights_version=self._ledger.version)
             if refusal is not None:
                 self._training.refuse(item, refusal)
+            return
+        if isinstance(item, Unreadable):
+            self._batcher.excuse(item.device)
             return
         if isinstance(item.message, messages.TrainerStatus):
             if item.message.state == "lost":  # a late will, of an earlier trainer or connection: this one is alive
@@ -141,6 +153,16 @@ class TrainerLoop:
         else:
             self._collect(device, item.message)
 
+    def _screened(self, part: Part) -> Refusal | None:
+        """Whether the part is not to be computed with; then nobody waits for the rest of its step either."""
+        if self._screening is None or not self._registry.knows(part.device, part.boot):
+            return None
+        reason = self._screening.judge(part)
+        if not reason:
+            return None
+        self._batcher.excuse(part.device)
+        return Refusal("rejected", reason)
+
     def _follow(self, device: str, status: messages.DeviceStatus) -> None:
         event = self._registry.offer(device, status)
         if status.state == "stopped":
@@ -153,6 +175,8 @@ class TrainerLoop:
             LOG.info("%s is %s", device, status.state)
             self._batcher.leave(device)
             self._updates.forget(device)
+            if self._screening is not None:
+                self._screening.forget(device)
         elif event == "refused":
             LOG.error("%s speaks for another configuration (fingerprint %s); refused", device, status.fingerprint[:12])
             self._batcher.leave(device)
@@ -169,6 +193,8 @@ class TrainerLoop:
         try:
             if not self._registry.knows(device, chunk.boot):
                 raise MessageError(f"update {chunk.seq}: this boot of {device} is not known, or configured otherwise")
+            if self._screening is not None and not self._screening.trusts(device):
+                raise MessageError(f"update {chunk.seq}: too many parts of {device} were screened")
             contribution = self._updates.offer(device, chunk)
         except MessageError as error:
             self._answering.refuse(self._topics.update(device, chunk.index), len(chunk.data), error)
@@ -229,9 +255,9 @@ def _patience(batcher: Batcher) -> float:
     return POLL_S if left is None else min(POLL_S, left)
 
 
-def _waiting(inbox: queue.Queue[Inbox], timeout_s: float) -> Sequence[Part | Control]:
+def _waiting(inbox: queue.Queue[Inbox], timeout_s: float) -> Sequence[Part | Unreadable | Control]:
     """Everything that waits, the first for at most ``timeout_s``; raises what the other thread died of."""
-    items: list[Part | Control] = []
+    items: list[Part | Unreadable | Control] = []
     try:
         item = inbox.get(timeout=timeout_s) if timeout_s > 0 else inbox.get_nowait()
         while True:

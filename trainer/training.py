@@ -19,6 +19,7 @@ from trainer.batcher import Part, Refusal
 from trainer.merging import MergePlan
 from trainer.metrics import MetricsLog, StepMetrics, normalised_task_loss
 from trainer.quality import alignment, effective_components, effective_rank, mixture_spread, uniformity
+from trainer.screening import Screening
 from trainer.server_step import ServerResult, ServerStep
 from trainer.weights import WeightsLedger
 
@@ -36,6 +37,7 @@ class Training:
         server_step: ServerStep,
         ledger: WeightsLedger,
         mixture: MixtureMemory,
+        screening: Screening | None,
         plan: MergePlan,
         log: MetricsLog,
         gradient_codec: Codec,
@@ -51,6 +53,7 @@ class Training:
         self._server_step = server_step
         self._ledger = ledger
         self._mixture = mixture
+        self._screening = screening
         self._plan = plan
         self._log = log
         self._gradient_codec = gradient_codec
@@ -71,6 +74,8 @@ class Training:
         seconds = time.monotonic() - started_s
         self._ledger.count(batch)
         self._mixture.update(result.projections[0])
+        if self._screening is not None:
+            self._screening.observe([part.device for part in batch], result.projections)
         self.steps += 1
         self.windows += len(batch)
         self._write(batch, result, learning_rate, error, seconds)

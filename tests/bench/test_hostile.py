@@ -102,6 +102,8 @@ def test_a_fleet_with_a_hostile_device_ends_its_run_with_finite_weights(tmp_path
     path = checkpoint.latest(files.trainer_state)
     assert path is not None
     assert all(torch.isfinite(value).all() for value in checkpoint.load(path).encoder.values())
+    harmful = read_device(files.device_states["device-3"] / "steps.jsonl")
+    assert harmful.results["rejected"] >= 5, "all but the first steps, in which nobody can tell"
     honest = [read_device(files.device_states[name] / "steps.jsonl") for name in ("device-1", "device-2")]
     assert all(run.results["answered"] == run.sent == 8 for run in honest)
 

@@ -24,7 +24,8 @@ from common.split import BEFORE_STEM
 from common.topics import Kind, Topics
 from tests.fakes import FakeLink
 from trainer import answering
-from trainer.answering import LARGEST_ACTIVATION, LONGEST_DEADLINE_S, Answering, Control, Snapshot
+from trainer.allowance import STEPS, Allowance
+from trainer.answering import LARGEST_ACTIVATION, LONGEST_DEADLINE_S, Answering, Control, Snapshot, Unreadable
 from trainer.batcher import Part
 
 BOOT = "a" * 16
@@ -49,14 +50,15 @@ class Receiving:
             stream_time=stream_time,
             compute=torch.device("cpu"),
             raw_audio=raw_audio,
+            allowance=Allowance(parts_per_step=8),
         )
 
-    def receive(self, *incoming: Incoming) -> list[Part | Control]:
+    def receive(self, *incoming: Incoming) -> list[Part | Unreadable | Control]:
         """Take what came and answer all of it; what was handed on."""
         unanswered = self.answering._take(list(incoming))
         while unanswered:
             unanswered = self.answering._answer(unanswered)
-        handed_on: list[Part | Control] = []
+        handed_on: list[Part | Unreadable | Control] = []
         while not self.answering.inbox.empty():
             items = self.answering.inbox.get_nowait()
             assert not isinstance(items, BaseException)
@@ -148,8 +150,8 @@ def test_sound_where_it_is_permitted_becomes_a_part_before_the_stem_and_is_answe
 def test_where_sound_is_expected_activations_and_what_is_no_window_are_dropped() -> None:
     receiving = Receiving(raw_audio=True)
     assert receiving.receive(sent(activations(receiving.encoder, 5), 5)) == []
-    assert receiving.receive(sound(window(), data=b"RIFF")) == []
-    assert receiving.receive(sound(window(), codec="flac")) == []
+    assert receiving.receive(sound(window(), data=b"RIFF")) == [Unreadable("pi")]
+    assert receiving.receive(sound(window(), codec="flac")) == [Unreadable("pi")]
     assert receiving.answering.refused == {TOPICS.activations("pi"): 1, TOPICS.audio("pi"): 2}
 
 
@@ -250,7 +252,7 @@ def test_what_cannot_be_used_is_counted_by_topic_and_the_rest_is_served() -> Non
         Incoming("streamsplit/v1/home/pi/up/nonsense", b"", False, 0.0),
     ]
     handed_on = receiving.receive(bad[0], good, *bad[1:])
-    assert len(handed_on) == 1
+    assert [type(item) for item in handed_on] == [Unreadable, Part, Unreadable], "so that nobody waits for them"
     assert len(receiving.answers()) == 1
     assert receiving.answering.refused == {good.topic: 2, bad[2].topic: 1}
 
@@ -278,3 +280,12 @@ def test_our_own_mistake_reaches_the_training_thread() -> None:
     receiving.answering.start()
     assert receiving.answering.inbox.get(timeout=10) is mistake
     receiving.answering.stop()
+
+
+def test_of_a_flood_only_what_a_device_may_send_is_decoded_and_the_others_are_served() -> None:
+    receiving = Receiving()
+    flood = sent(activations(receiving.encoder, 5), 5, device="flood")
+    good = sent(activations(receiving.encoder, 5), 5)
+    receiving.link.incoming.extend([flood] * 500 + [good])
+    taken = receiving.answering._received(0.0)
+    assert [incoming.topic for incoming in taken] == [flood.topic] * 8 * STEPS + [good.topic]

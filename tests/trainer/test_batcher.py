@@ -200,3 +200,62 @@ def test_the_batch_has_one_order_whatever_order_its_parts_came_in() -> None:
         add(gathering, *shuffled)
         assert gathering.due(0.0)
         assert [(each.device, each.part) for each in gathering.take()] == [(each.device, each.part) for each in parts]
+
+
+def hold_up(gathering: Batcher, step: int, *, others: tuple[str, ...] = ("a", "b")) -> float:
+    """The others complete a step at 0 s, "slow" goes on sending beginnings of steps: when the batch closes."""
+    for device in others:
+        add(gathering, *step_of(device, 2, step=step))
+    for now_s in range(100):
+        if gathering.due(float(now_s)):
+            return float(now_s)
+        add(gathering, part("slow", 0, step=1000 * step + now_s, deadline_s=60.0), now_s=float(now_s))
+    raise AssertionError("it never closes")
+
+
+def test_a_device_that_goes_on_sending_holds_the_others_up_no_longer_than_they_asked_and_soon_not_at_all() -> None:
+    gathering = batcher("a", "b", "slow")
+    waited = []
+    for step in range(1, 24):
+        waited.append(hold_up(gathering, step))
+        assert {each.device for each in gathering.take()} >= {"a", "b"}
+    assert waited[:PATIENCE] == [2.0] * PATIENCE, "the deadline of the others, not its own"
+    assert waited[PATIENCE : PATIENCE + 8] == [0.0] * 8, "nobody waits"
+    assert sum(waited) <= 2.0 * 4
+
+
+def test_a_new_boot_is_no_new_start_for_a_device_that_holds_the_others_up() -> None:
+    gathering = batcher("a", "b", "slow")
+    for step in range(1, PATIENCE + 1):
+        hold_up(gathering, step)
+        gathering.take()
+    gathering.join("slow", OTHER_BOOT)
+    add(gathering, part("slow", 0, step=9999, boot=OTHER_BOOT))
+    add(gathering, *step_of("a", 1, step=50), *step_of("b", 1, step=50))
+    assert gathering.due(0.0)
+
+
+def test_complete_steps_make_good_what_a_lost_part_held_up() -> None:
+    gathering = batcher("a", "b", "slow")
+    for step in range(1, 20, 3):
+        hold_up(gathering, step)
+        gathering.take()
+        for more in (1, 2):
+            for device in ("a", "b", "slow"):
+                number = 1000 * step + 500 + more if device == "slow" else step + more
+                add(gathering, *step_of(device, 2, step=number))
+            assert gathering.due(0.0)
+            gathering.take()
+    add(gathering, *step_of("a", 2, step=100), *step_of("b", 2, step=100), part("slow", 0, step=999_999))
+    assert not gathering.due(0.0), "it is still awaited"
+
+
+def test_nobody_waits_for_a_device_whose_parts_cannot_be_used_in_this_batch() -> None:
+    gathering = batcher("a", "b")
+    gathering.excuse("b")
+    gathering.excuse("stranger")
+    add(gathering, *step_of("a", 1))
+    assert gathering.due(0.0)
+    gathering.take()
+    add(gathering, *step_of("a", 1, step=1))
+    assert not gathering.due(0.0), "in the next one it is awaited as ever"
