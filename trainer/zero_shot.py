@@ -31,6 +31,7 @@ class ZeroShot:
         chance: 1 / ``classes``.
         supervised: captions made from class names were trained on.
         windows: trained windows by where their captions came from, as `trainer.clap.COUNTS`.
+        hits: which of the held-out clips it got right, in the order of `Scores.names`; their mean is ``accuracy``.
     """
 
     accuracy: float
@@ -39,6 +40,7 @@ class ZeroShot:
     held_out: int
     supervised: bool
     windows: dict[str, int]
+    hits: tuple[bool, ...]
 
 
 def zero_shot(checkpoint: Checkpoint, encoder: Encoder, clips: ProbeSet) -> ZeroShot | None:
@@ -57,15 +59,16 @@ def zero_shot(checkpoint: Checkpoint, encoder: Encoder, clips: ProbeSet) -> Zero
     with torch.inference_mode():
         asked = class_projections(module.tower, classes)
         heard = clip_projections(encoder, clips)
-    nearest = np.array(classes)[(heard @ asked.T).argmax(dim=1).numpy()]
+    hits = np.array(classes)[(heard @ asked.T).argmax(dim=1).numpy()] == clips.labels[clips.held_out]
     counts = dict(zip(COUNTS, module.counts.tolist()))
     return ZeroShot(
-        accuracy=float(np.mean(nearest == clips.labels[clips.held_out])),
+        accuracy=float(np.mean(hits)),
         chance=1 / len(classes),
         classes=len(classes),
         held_out=len(heard),
         supervised=counts["from_class_names"] > 0,
         windows=counts,
+        hits=tuple(hits.tolist()),
     )
 
 

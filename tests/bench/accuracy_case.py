@@ -21,7 +21,6 @@ import torch
 
 from common.encoder import Encoder, build_encoder
 from common.link import Link
-from common.mixture_memory import MixtureMemory
 from tests.bench.accuracy_results import Evaluated, Result
 from tests.bench.accuracy_rows import Case
 from tests.bench.accuracy_settings import add_changes, changed_row, settings
@@ -35,16 +34,17 @@ from trainer.demo_files import DemoFiles, write_files
 from trainer.evaluate import UNTRAINED_SEEDS, clip_uncertainty, evaluate_encoder, restore_encoder
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
 from trainer.run_report import DeviceRun, read_device
+from trainer.zero_shot import zero_shot
 
 NO_BROKER = "mqtt://127.0.0.1:1"  # the fleet in one process has its own
 
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """What is evaluated: an encoder, and the mixture that its uncertainty comes from, where there is one."""
+    """What is evaluated: an encoder, and the checkpoint that mixture and text tower come from, where there are any."""
 
     encoder: Encoder
-    mixture: MixtureMemory | None
+    saved: checkpoint.Checkpoint | None
 
 
 def main() -> int:
@@ -118,12 +118,14 @@ def _trained(files: DemoFiles) -> Sequence[Frozen]:
     if path is None:
         raise FileNotFoundError("the trainer left no checkpoint")
     saved = checkpoint.load(path)
-    return [Frozen(restore_encoder(saved), restore_mixture(saved))]
+    return [Frozen(restore_encoder(saved), saved)]
 
 
 def _evaluate(frozen: Frozen, clips: ProbeSet) -> Evaluated:
     scores = evaluate_encoder(frozen.encoder, clips)
-    uncertainty = () if frozen.mixture is None else clip_uncertainty(frozen.encoder, frozen.mixture, clips)
+    mixture = None if frozen.saved is None else restore_mixture(frozen.saved)
+    uncertainty = () if mixture is None else clip_uncertainty(frozen.encoder, mixture, clips)
+    prompted = None if frozen.saved is None else zero_shot(frozen.saved, frozen.encoder, clips)
     return Evaluated(
         linear=_text(scores.linear_hits),
         knn=_text(scores.knn_hits),
@@ -131,6 +133,7 @@ def _evaluate(frozen: Frozen, clips: ProbeSet) -> Evaluated:
         silhouette=None if scores.silhouette is None else round(scores.silhouette, 4),
         effective_rank=round(scores.effective_rank, 2),
         uncertainty=tuple(round(1000 * value) for value in uncertainty),
+        zero_shot="" if prompted is None else _text(prompted.hits),
     )
 
 

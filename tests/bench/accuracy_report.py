@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from tests.bench.accuracy_results import RESULTS, Store
-from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ROWS
+from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ROWS, ZERO_SHOT
 from tests.bench.accuracy_settings import settings
 from tests.bench.accuracy_summary import summary
 
@@ -63,6 +63,13 @@ def difference_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         verdict = _verdict(found, AUROC.mean_from, AUROC.low_from)
         lines.append(
             ("AUROC of uncertainty for 5-NN's errors", f"{found['mean']:.3f}", f"{low:.3f} to {high:.3f}", verdict)
+        )
+    if "zero_shot" in result:
+        found, asked = result["zero_shot"], ZERO_SHOT[1]
+        spread = "" if found["sd"] is None else f" \u00b1 {found['sd']:.1f}"
+        met = "met" if found["mean"] >= asked else "missed"
+        lines.append(
+            ("CLAP by prompts, accuracy", f"{found['mean']:.1f} %{spread}", "-", f"mean from {asked:g} %: {met}")
         )
     return lines
 

@@ -150,6 +150,7 @@ ROWS = (
     Row("sparse-uncertainty", "25 % of the windows sent, by uncertainty", plain(device=SPARSE), seeds=(0, 1)),
     Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=(0, 1)),
     Row("cola", "COLA on EfficientNet-B0", plain(fleet=(("objective", "cola"),), encoder="efficientnet-b0"), (1, 2, 3)),
+    Row("clap", "CLAP, captions from class names (supervised)", plain(fleet=(("objective", "clap"),))),
     Row("untrained-b0", "EfficientNet-B0, untrained", plain(encoder="efficientnet-b0"), (1, 2, 3), trained=False),
     *ablations("ablation", "loss"),
     *ablations("ablation-sparse", "25 % by uncertainty, loss", SPARSE),
@@ -184,6 +185,7 @@ COMPARISONS = (
         "sparse_uncertainty_minus_random", "sparse-uncertainty", "sparse-random", "25 % by uncertainty minus at random"
     ),
     Comparison("cola_gain", "cola", "untrained-b0", "COLA minus untrained, EfficientNet-B0", mean_from=5.0),
+    Comparison("clap_gain", "clap", "untrained", "CLAP minus untrained", mean_from=5.0),
     *(
         Comparison(f"ablation_{name}_minus_full", f"ablation-{name}", "streamsplit", f"loss: {words} minus all terms")
         for name, (words, _) in TERMS.items()
@@ -198,4 +200,7 @@ COMPARISONS = (
         for name, (words, _) in TERMS.items()
     ),
 )
+ZERO_SHOT = ("clap", 50.0)
+"""The row that is asked by prompts, and the accuracy asked for (chance is 10 % with ten classes)."""
+
 AUROC = Prediction("streamsplit", mean_from=0.65, low_from=0.55)

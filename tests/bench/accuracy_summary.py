@@ -14,7 +14,7 @@ import numpy as np
 from common.split import WINDOW_BYTES
 from device.windows import WINDOW_S
 from tests.bench.accuracy_results import Evaluated, Result, RowResults
-from tests.bench.accuracy_rows import AUROC, COMPARISONS, Comparison
+from tests.bench.accuracy_rows import AUROC, COMPARISONS, ZERO_SHOT, Comparison
 from tests.bench.statistics import Estimate, auroc_interval, mean_sd, paired_bootstrap
 
 TRAFFIC = ("bytes_per_hour", "bytes_up_per_hour", "bytes_down_per_hour", "sent", "of_pcm16", "answered")
@@ -41,7 +41,18 @@ def summary(found: Sequence[RowResults]) -> dict[str, Any]:
     predicted = auroc(by_name[AUROC.row].cases) if AUROC.row in by_name else None
     if predicted is not None:
         result["auroc"] = predicted
+    zero_shot = by_name[ZERO_SHOT[0]].cases if ZERO_SHOT[0] in by_name else {}
+    if zero_shot:
+        result["zero_shot"] = prompted(zero_shot)
     return result
+
+
+def prompted(cases: Cases) -> dict[str, Any]:
+    """Zero-shot accuracy by prompts: mean over the cases, with the spread over them."""
+    by_case = {key: 100 * accuracy(case, "zero_shot") for key, case in cases.items()}
+    center, spread = mean_sd(list(by_case.values()))
+    by_fold = {str(fold): round(mean(by_case[key] for key in cases if key[0] == fold), 2) for fold in _folds(cases)}
+    return {"mean": round(center, 2), "sd": _rounded(spread), "by_fold": by_fold, "cases": len(cases)}
 
 
 def row_summary(found: RowResults) -> dict[str, Any]:

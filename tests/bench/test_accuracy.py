@@ -253,6 +253,18 @@ def test_several_encoders_of_a_case_count_by_their_mean(tmp_path: Path) -> None:
     assert summary([store.latest(UNTRAINED, PLAIN)])["rows"]["untrained"]["linear"] == 60.0
 
 
+def test_accuracy_by_prompts_is_told_apart_from_the_probes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    clap = next(row for row in ROWS if row.name == "clap")
+    prompts = (replace(evaluated(18), zero_shot="1" * 12 + "0" * 8),)
+    cases = {fold: replace(result(fold, 0), encoders=prompts) for fold in (1, 2)}
+    run([Case(clap, fold, 0) for fold in (1, 2)], lambda case: Finished(settings(clap), cases[case.fold]), store)
+    found = summary([store.latest(clap, PLAIN)])
+    assert found["zero_shot"] == {"mean": 60.0, "sd": 0.0, "by_fold": {"1": 60.0, "2": 60.0}, "cases": 2}
+    assert found["rows"]["clap"]["linear"] == 90.0
+    assert "| CLAP by prompts, accuracy | 60.0 % ± 0.0 | - | mean from 50 %: met |" in markdown(tmp_path)
+
+
 def test_of_a_row_for_its_bytes_nothing_else_is_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     flac = next(row for row in ROWS if row.name == "server-only-flac")
