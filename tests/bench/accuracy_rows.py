@@ -144,6 +144,7 @@ ROWS = (
         )
         for codec, words in (("flac", "FLAC"), ("opus", "Opus at 24 kbit/s"))
     ),
+    Row("heuristic-split", "heuristic split: rules choose the cut", plain(cut="heuristic")),
     Row("shuffled", "StreamSplit, shuffled order", plain(order="shuffled")),
     Row("by-class", "StreamSplit, shards by class", plain(shard="by-class")),
     Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),
