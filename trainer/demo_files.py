@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from common.config_models import TrainerConfig
 from trainer.dataset import ShardMode, Split, shards
 
 FLEET = "demo"
@@ -90,11 +91,24 @@ def windows_of(options: DemoOptions) -> list[int]:
 
 def windows_sent(options: DemoOptions) -> int:
     """The windows that travel, all devices together: the share of the captured ones that the devices send."""
-    share = _with({"sending": {"share": 1.0}}, options.device_settings)["sending"]
-    share = share.get("share", 1.0) if isinstance(share, dict) else 1.0
-    if not isinstance(share, (int, float)) or not 0 < share <= 1:
-        share = 1.0  # the device's configuration says what is wrong with it
-    return max(1, int(0.5 + options.windows * share))
+    return max(1, int(0.5 + options.windows * _share(options)))
+
+
+def _share(options: DemoOptions) -> float:
+    """What the devices' configuration says; it also says what is wrong with another value."""
+    sending = _with({"sending": {}}, options.device_settings)["sending"]
+    share = sending.get("share", 1.0) if isinstance(sending, dict) else 1.0
+    return float(share) if isinstance(share, (int, float)) and 0 < share <= 1 else 1.0
+
+
+def _merging(options: DemoOptions) -> dict[str, int]:
+    """As many merges over the captured windows as if all were sent: devices drift by what they learn alone, too.
+
+    And the sooner the first one comes, the sooner they hold the mixture that tells them what is worth sending.
+    """
+    if _share(options) >= 1:
+        return {}
+    return {"merge_every": max(1, round(TrainerConfig.model_fields["merge_every"].default * _share(options)))}
 
 
 def _fleet(options: DemoOptions, broker_url: str) -> dict[str, Any]:
@@ -122,6 +136,7 @@ def _trainer(options: DemoOptions) -> dict[str, Any]:
         "speed": options.speed,
         "expected_devices": options.devices,
         **_raw_audio(options),
+        **_merging(options),
     }
 
 

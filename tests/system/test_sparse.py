@@ -15,8 +15,8 @@ from tests.bench.in_process_link import MemoryBroker
 from tests.system.test_in_process import learned, options
 from trainer.demo_files import DemoFiles, write_files
 
-SHARE = 0.4
-CAPTURED = 100
+SHARE = 0.6
+CAPTURED = 170  # so that the mixture starts and the last merge before the end tells the devices
 
 
 class Watcher:

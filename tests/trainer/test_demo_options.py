@@ -57,7 +57,10 @@ def test_the_schedule_s_budget_is_what_the_devices_send(tmp_path: Path, settings
     given = [word for setting in settings for word in ("--set-device", setting)]
     options, _ = parse([*given, "--out", str(tmp_path)])
     files = write_files(options, "mqtt://127.0.0.1:1883", None)
-    assert config.load_trainer(files.trainer).budget_windows == budget
+    trainer = config.load_trainer(files.trainer)
+    assert trainer.budget_windows == budget
+    default = type(trainer).model_fields["merge_every"].default
+    assert trainer.merge_every == round(default * budget / 6000), "as many merges in the run"
     device = config.load_device(files.devices["device-1"])
     assert device.windows == 1500
     assert device.sending.share == budget / 6000
