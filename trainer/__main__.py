@@ -264,7 +264,7 @@ def _objective(
     negatives: torch.Generator,
 ) -> Objective:
     if settings.fleet.objective == "cola":
-        return Cola(projection_dim, false_negative_s=settings.false_negative_s, seed=settings.seed)
+        return Cola(projection_dim, false_negative_s=settings.false_negative_s)
     if settings.fleet.objective == "clap":
         return Clap(
             projection_dim,

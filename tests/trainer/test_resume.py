@@ -22,7 +22,7 @@ MERGED = {"pi-1": ("a" * 16, 7), "pi-2": ("b" * 16, 0)}
 
 def state(seed: int) -> State:
     encoder = build_encoder("mobile", seed=seed, head="tanh")
-    objective = Cola(encoder.projection_dim, false_negative_s=0.0, seed=seed)
+    objective = Cola(encoder.projection_dim, false_negative_s=0.0)
     optimizers = BlockOptimizers(
         encoder, kind="adamw", weight_decay=0.01, warmup_steps=4, own=own_parameters(objective)
     )
