@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import ScalarFormatter
 
 from common.encoder import Encoder
 from tests.bench.accuracy_results import RowResults
@@ -50,6 +51,9 @@ def draw_bytes(found: Sequence[RowResults], path: Path) -> None:
             textcoords="offset points",
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.margins(x=0.3)
     _finish(
         figure, axes, "Accuracy against bytes", "MB per device and hour of sound, both directions", "accuracy (%)", path
     )

@@ -14,8 +14,9 @@ from tests.bench.accuracy_settings import settings
 from tests.bench.accuracy_summary import summary
 
 NOT_RUN = "not run yet"
+TITLE_WIDTH = 20
 OLD = "\u2020"
-HEADINGS = ("method", "linear probe", "5-NN", "precision@10", "bytes/hour", "of PCM16", "folds x seeds")
+HEADINGS = ("method", "probe, %", "5-NN", "P@10", "MB/hour", "of PCM16", "runs")
 DIFFERENCES = ("difference", "points", "95 % interval", "asked for")
 PICTURES = {
     "accuracy.png": "Linear probe by method; each dot is one run",
@@ -32,6 +33,7 @@ def tables(result: Mapping[str, Any], *, title: str) -> list[Table]:
         ("linear probe, paired", DIFFERENCES, difference_lines(result)),
     ):
         table = Table(*headings, title=heading)
+        table.columns[0].min_width = TITLE_WIDTH
         for line in lines:
             table.add_row(*line)
         if lines:
@@ -106,20 +108,24 @@ def _row_line(one: Mapping[str, Any]) -> tuple[str, ...]:
     spread = "" if one["linear_sd"] is None else f" \u00b1 {one['linear_sd']:.1f}"
     return (
         one["title"] + ("" if one["current"] else OLD),
-        f"{one['linear']:.1f} %{spread}",
-        f"{one['knn']:.1f} %",
-        f"{one['precision_at_10']:.1f} %",
+        f"{one['linear']:.1f}{spread}",
+        f"{one['knn']:.1f}",
+        f"{one['precision_at_10']:.1f}",
         *_traffic(one),
         f"{one['folds']} x {one['seeds']}",
     )
 
 
 def _bytes_line(one: Mapping[str, Any]) -> tuple[str, ...]:
-    return (one["title"] + ("" if one["current"] else OLD), "-", "-", "-", *_traffic(one), "bytes alone")
+    return (one["title"] + ("" if one["current"] else OLD), "-", "-", "-", *_traffic(one), "bytes")
 
 
 def _traffic(one: Mapping[str, Any]) -> tuple[str, str]:
-    return ("-", "-") if one["bytes_per_hour"] is None else (f"{one['bytes_per_hour']:,}", f"{one['of_pcm16']:.1f} %")
+    return (
+        ("-", "-")
+        if one["bytes_per_hour"] is None
+        else (f"{one['bytes_per_hour'] / 1e6:.1f}", f"{one['of_pcm16']:.1f} %")
+    )
 
 
 def _difference_line(
