@@ -176,7 +176,15 @@ def _loop(
         source=source,
         views=views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed)),
         edge_learner=EdgeLearner(
-            encoder, optimizers, mixture, temperature=LOCAL_TEMPERATURE, learning_rate=settings.local_learning_rate
+            encoder,
+            optimizers,
+            mixture,
+            temperature=LOCAL_TEMPERATURE,
+            learning_rate=settings.local_learning_rate,
+            replayed=settings.local_replayed,
+            virtual_negatives=settings.local_virtual_negatives,
+            sw_weight=settings.local_sw_weight,
+            seed=settings.seed,
         ),
         splitter=_splitter(settings),
         sending=_sending(settings, encoder, mixture.mixture),

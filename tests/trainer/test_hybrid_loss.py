@@ -8,7 +8,8 @@ from scipy import stats
 from torch.nn.functional import normalize
 
 from common.contrastive import info_nce
-from trainer.hybrid_loss import HybridLoss, laplacian, random_directions, sliced_wasserstein, sphere_quantiles
+from common.sphere import random_directions, sliced_wasserstein, sphere_quantiles
+from trainer.hybrid_loss import HybridLoss, laplacian
 from trainer.temporal_buffer import Edges
 
 
