@@ -307,16 +307,16 @@ class DeviceConfig(Settings):
     local_learning: bool = Field(default=True, description="Go on learning alone while the link is gone.")
     local_learning_rate: Number = Field(default=5e-4, gt=0, le=1, description="Learning rate of those local steps.")
     local_replayed: int = Field(
-        default=8,
+        default=0,
         ge=0,
         le=64,
         description="Past windows that join each local step; the latest 256 are kept in memory, never as sound.",
     )
     local_virtual_negatives: int = Field(
-        default=16, ge=0, le=1024, description="Negatives of each window of a local step drawn from the mixture memory."
+        default=0, ge=0, le=1024, description="Negatives of each window of a local step drawn from the mixture memory."
     )
     local_sw_weight: Number = Field(
-        default=5.0, ge=0, le=1000, description="Weight of the sliced-Wasserstein term in local steps (no unit)."
+        default=0.0, ge=0, le=1000, description="Weight of the sliced-Wasserstein term in local steps (no unit)."
     )
     telemetry_every_steps: int = Field(default=1, ge=1, le=10_000, description="Steps between two telemetry messages.")
     baseline_raw_audio: bool = Field(

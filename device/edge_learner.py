@@ -21,7 +21,7 @@ from common.split import names
 from device.mixture_replica import MixtureReplica
 from device.replay import Past, Replay
 
-NEIGHBOUR_S = 6.0  # windows of one stretch closer than this are not negatives, as on the trainer
+NEIGHBOUR_S = 1.5  # windows of one stretch closer than this hear the same event and are not negatives
 REPLAY_CAPACITY = 256  # windows of the past, 6 MB of log-mels
 # Latest projections that are negatives until there is a mixture. A fast encoder makes old projections wrong negatives
 # (measured: DESIGN section 4), so there are few of them, and they come from the last four steps or so.
