@@ -89,7 +89,7 @@ class FleetConfig(Settings):
 
     fleet: Identity = Field(description="Name of the fleet; stands in every topic.")
     broker: BrokerConfig = Field(description="The MQTT broker.")
-    encoder: Literal["mobile", "resnet18", "efficientnet-b0"] = Field(
+    encoder: Literal["mobile", "mobile-half", "resnet18", "efficientnet-b0"] = Field(
         default="mobile", description="The encoder all of them train together."
     )
     objective: Literal["hybrid", "cola", "clap"] = Field(
@@ -98,9 +98,16 @@ class FleetConfig(Settings):
         "clap, sound and captions in one space. Of the trainer's keys for the loss, cola heeds false_negative_s alone, "
         "clap that and text_encoder.",
     )
-    mode: Literal["split", "server-only"] = Field(
+    mode: Literal["split", "server-only", "federated"] = Field(
         default="split",
-        description="split: as described here; the others are baselines, see Modes. server-only: raw audio is sent.",
+        description="split: as described here; the others are baselines, see Modes. server-only: raw audio is sent; "
+        "federated: devices learn alone and their changes of all blocks are merged.",
+    )
+    sync_every_windows: int = Field(
+        default=200,
+        ge=1,
+        le=1_000_000,
+        description="In mode federated: windows that a device learns from between two changes it sends.",
     )
     parts_per_step: int = Field(
         default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."

@@ -248,8 +248,9 @@ class SourceConfig(Settings):
 class SplitterConfig(Settings):
     """How the device chooses its cut."""
 
-    kind: Literal["fixed", "heuristic"] = Field(
-        default="fixed", description="fixed: always cut; heuristic: from load and link."
+    kind: Literal["fixed", "heuristic", "local"] = Field(
+        default="fixed",
+        description="fixed: always cut; heuristic: from load and link; local: nothing is sent, it learns alone.",
     )
     cut: Cut = Field(default=5, description="Blocks of the encoder that run on the device; the heuristic starts there.")
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from common.encoder_efficientnet import efficientnet_b0
 
-ENCODERS: tuple[str, ...] = ("mobile", "resnet18", "efficientnet-b0")
+ENCODERS: tuple[str, ...] = ("mobile", "mobile-half", "resnet18", "efficientnet-b0")
 INPUT_SHAPE = (1, 64, 96)  # one channel, mel bands, frames
 HEADS: tuple[str, ...] = ("mlp", "tanh")
 PROJECTION_DIM = 128
@@ -22,6 +22,8 @@ NORM_GROUPS = 8
 
 MOBILE_STEM = 16
 MOBILE_CHANNELS = (24, 24, 48, 48, 96, 96, 192, 192)
+HALF_STEM = 8
+HALF_CHANNELS = (16, 16, 24, 24, 48, 48, 96, 96)  # half of `mobile`'s, up to what the groups of the norms divide
 MOBILE_STRIDES = (2, 1, 2, 1, 2, 1, 1, 1)
 MOBILE_EXPANSION = 3
 RESNET_CHANNELS = (64, 64, 128, 128, 256, 256, 512, 512)
@@ -175,7 +177,9 @@ def build_encoder(name: str, seed: int, *, head: str = "mlp") -> Encoder:
         if name == "efficientnet-b0":
             stem, blocks, embedding_dim = efficientnet_b0()
             return Encoder(name=name, stem=stem, blocks=blocks, embedding_dim=embedding_dim, head=head)
-        return _mobile(head) if name == "mobile" else _resnet18(head)
+        if name == "mobile-half":
+            return _mobile(name, head, stem_channels=HALF_STEM, channels=HALF_CHANNELS)
+        return _mobile(name, head) if name == "mobile" else _resnet18(head)
 
 
 def _head(name: str, embedding_dim: int) -> tuple[nn.Module, int]:
@@ -186,19 +190,21 @@ def _head(name: str, embedding_dim: int) -> tuple[nn.Module, int]:
     return nn.Sequential(*layers), PROJECTION_DIM
 
 
-def _mobile(head: str) -> Encoder:
+def _mobile(
+    name: str, head: str, *, stem_channels: int = MOBILE_STEM, channels: tuple[int, ...] = MOBILE_CHANNELS
+) -> Encoder:
     stem = nn.Sequential(
-        nn.Conv2d(1, MOBILE_STEM, 3, stride=2, padding=1, bias=False),
-        nn.GroupNorm(NORM_GROUPS, MOBILE_STEM),
+        nn.Conv2d(1, stem_channels, 3, stride=2, padding=1, bias=False),
+        nn.GroupNorm(NORM_GROUPS, stem_channels),
         nn.ReLU(),
     )
-    inputs = (MOBILE_STEM, *MOBILE_CHANNELS[:-1])
+    inputs = (stem_channels, *channels[:-1])
     blocks: list[nn.Module] = [
         InvertedResidual(channels_in, channels_out, stride=stride)
-        for channels_in, channels_out, stride in zip(inputs, MOBILE_CHANNELS, MOBILE_STRIDES, strict=True)
+        for channels_in, channels_out, stride in zip(inputs, channels, MOBILE_STRIDES, strict=True)
     ]
     blocks[-1] = nn.Sequential(blocks[-1], MeanPool())
-    return Encoder(name="mobile", stem=stem, blocks=blocks, embedding_dim=MOBILE_CHANNELS[-1], head=head)
+    return Encoder(name=name, stem=stem, blocks=blocks, embedding_dim=channels[-1], head=head)
 
 
 def _resnet18(head: str) -> Encoder:

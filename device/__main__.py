@@ -18,7 +18,7 @@ import torch
 from common import config, messages
 from common.block_optimizer import BlockOptimizers
 from common.codec import DEFAULT_GRADIENT_CODEC, Codec
-from common.config_models import DeviceConfig
+from common.config_models import ENCODER_DEPTH, DeviceConfig
 from common.encoder import Encoder, build_encoder
 from common.errors import ConfigError, MessageError
 from common.link import Link
@@ -114,7 +114,7 @@ def _loop(
 ) -> DeviceLoop:
     fleet = settings.fleet
     address = BrokerAddress.parse(fleet.broker.url)  # the link's own is the emulated link's, where there is one
-    encoder = build_encoder(fleet.encoder, seed=0, head=fleet.head)
+    encoder = build_encoder(fleet.encoder, seed=settings.seed if _is_local(settings) else 0, head=fleet.head)
     codec = Codec.parse(settings.codec)
     gradients = Codec.parse(DEFAULT_GRADIENT_CODEC)  # the trainer's file may say otherwise
     LOG.info(
@@ -202,6 +202,7 @@ def _loop(
             sampler=ResourceSampler(),
             every_steps=settings.telemetry_every_steps,
             uplink_mbps=_uplink(settings, link),
+            steady_link=_steady_link(settings),
         ),
         stretch=_stretch(settings, encoder),
         journal=journal,
@@ -261,6 +262,8 @@ def _weights(
 
 def _uses_all_blocks(settings: DeviceConfig) -> bool:
     """Whether the device goes on using the blocks beyond its cut while it is connected."""
+    if settings.fleet.mode == "federated":
+        return True
     sending = settings.sending
     learns = settings.local_learning and sending.unsent == "learn"
     return sending.share < 1 and (learns or sending.by == "uncertainty")
@@ -272,21 +275,29 @@ def _pace(settings: DeviceConfig) -> Pace:
     between_s = GAPS_AWAITED * WINDOW_S * (1 / share - 1)  # what is not sent keeps the next part waiting
     timeout_s = settings.step_timeout_s + between_s
     local_waiting = LOCAL_STEPS_WAITING * settings.fleet.parts_per_step
+    federated = settings.fleet.mode == "federated"
     sends_sound = settings.fleet.mode == "server-only" and settings.baseline_raw_audio
+    alone = federated or _is_local(settings)
     return Pace(
         parts_per_step=settings.fleet.parts_per_step,
         windows=settings.windows,
         min_cut=0 if sends_sound else settings.min_cut,
-        first_cut=0 if sends_sound else settings.splitter.cut,
+        first_cut=0 if sends_sound else ENCODER_DEPTH if alone else settings.splitter.cut,
         deadline_s=FAST_DEADLINE_SHARE * timeout_s if lockstep else settings.deadline_ms / 1000 + between_s,
         step_timeout_s=timeout_s,
         start_timeout_s=settings.connect_timeout_s,
-        local_learning=settings.local_learning,
+        local_learning=settings.local_learning or alone,
         learn_unsent=settings.sending.unsent == "learn",
         local_waiting=max(local_waiting, min(MOST_LOCAL_WAITING, math.ceil(local_waiting / share))),
         lockstep=lockstep,
         sound=settings.audio_codec if sends_sound else None,
+        sends_windows=not alone,
+        sync_every_windows=settings.fleet.sync_every_windows if federated else None,
     )
+
+
+def _is_local(settings: DeviceConfig) -> bool:
+    return settings.splitter.kind == "local" and settings.fleet.mode == "split"
 
 
 def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, depth: int) -> Presence:
@@ -306,6 +317,14 @@ def _uplink(settings: DeviceConfig, link: Link) -> Callable[[], float | None]:
     """Who tells the uplink's rate: the kernel, or the profile whose link is played (the kernel sees the loopback)."""
     played = settings.profile if settings.emulate else None
     return link.delivery_mbps if played is None else lambda: played.uplink_mbps
+
+
+def _steady_link(settings: DeviceConfig) -> tuple[float | None, float | None] | None:
+    """What the rules go by in fast mode, where no clock may decide what is learned: the profile, if there is one."""
+    if settings.speed != "fast" or settings.splitter.kind != "heuristic":
+        return None
+    profile = settings.profile
+    return (profile.uplink_mbps, profile.round_trip_ms) if profile else (None, None)
 
 
 def _energy(settings: DeviceConfig) -> EnergyMeter:

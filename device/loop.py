@@ -44,6 +44,8 @@ from device.windows import WINDOW_S, Window
 LOG = logging.getLogger(__name__)
 WINDOW_WAIT_S = 0.2
 ANSWER_WAIT_S = 0.5
+SAVE_LOCAL_STEPS = 100  # how seldom a device that sends nothing writes its disk: a memory card wears
+ROUND_TIMEOUT_S = 900.0  # for the slowest device of a round; one that is gone is not waited for
 DWELL_WINDOWS = 16  # a cut is kept at least this long: moving costs a fetch and a fresh optimizer
 
 
@@ -66,6 +68,8 @@ class Pace:
     local_waiting: int
     lockstep: bool
     sound: AudioCodec | None = None  # server-only: windows leave as sound, nothing is learned here, no weights are held
+    sends_windows: bool = True  # else the device learns alone
+    sync_every_windows: int | None = None  # federated: its change of all blocks goes up after so many local windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,7 @@ class DeviceLoop:
         self._cut = pace.first_cut
         self._target = pace.first_cut
         self._since_change = DWELL_WINDOWS
+        self._since_sync = 0
 
     def run(self) -> None:
         """Work until the windows are used up, the source is exhausted, or ``stop`` is set.
@@ -168,6 +173,8 @@ class DeviceLoop:
                 self._take(window)
             if self._exchange.sent and (len(self._exchange.sent) == self._pace.parts_per_step or self._finished()):
                 self._finish_step()
+        if not self._pace.sends_windows:
+            self._learn_what_waits()
         self._leave()
 
     # -- start and end ------------------------------------------------------------------------------------------------
@@ -181,17 +188,24 @@ class DeviceLoop:
         self._link.subscribe(self._topics.down(self._device), qos=1)
         until_s = time.monotonic() + self._pace.start_timeout_s
         while not self._stop.is_set():
-            if self._learns:
+            if self._learns and not self._has_what_it_needs():
                 self._weights.keep_up(cut=self._cut, target=self._target)
-            if (self._replica.initialised or not self._learns) and self._online():
+            if self._has_what_it_needs():
                 return
             if time.monotonic() >= until_s:
                 break
             self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
             self._refuse_other_fleet()
-        if not self._replica.initialised and not self._stop.is_set():
+        if not self._replica.initialised and self._hermit:
+            self._weights.begin_anew()
+        elif not self._replica.initialised and not self._stop.is_set():
             reason = self._link.counters().last_error or "the broker answers, but there is no trainer"
             raise NeverReady(f"no fleet at {self._broker}: {reason}")
+
+    def _has_what_it_needs(self) -> bool:
+        if self._hermit:
+            return self._replica.initialised
+        return (self._replica.initialised or not self._learns) and self._online()
 
     def _refuse_other_fleet(self) -> None:
         other = self._mailbox.other_fingerprint
@@ -207,7 +221,8 @@ class DeviceLoop:
         return (limit is not None and self._journal.totals.windows >= limit) or self._source.state == "exhausted"
 
     def _leave(self) -> None:
-        self._weights.publish_change()
+        if not self._hermit:
+            self._weights.publish_change()
         if self._replica.initialised:
             self._weights.save()
         self._presence.show("stopped")
@@ -224,6 +239,11 @@ class DeviceLoop:
     def _learns(self) -> bool:
         return self._pace.sound is None
 
+    @property
+    def _hermit(self) -> bool:
+        """Whether it wants nothing of the fleet but the first weights, and gives it nothing (splitter local)."""
+        return not self._pace.sends_windows and self._pace.sync_every_windows is None
+
     def _show_state(self) -> None:
         state: State = "paused" if self._mailbox.paused else "no-audio" if self._source.state == "no-audio" else "ready"
         self._presence.show(state, again=self._mailbox.declared_lost)
@@ -236,9 +256,15 @@ class DeviceLoop:
         """No graph is held: weights may move, the cut may move, local steps may be taken."""
         if not self._learns:
             return
-        self._weights.keep_up(cut=self._cut, target=self._target)
+        if self._hermit:
+            self._weights.stay()
+        else:
+            self._weights.keep_up(cut=self._cut, target=self._target)
         if self._target != self._cut and self._replica.current(client_names(self._target)):
             self._move_cut()
+        self._learn_what_waits()
+
+    def _learn_what_waits(self) -> None:
         while len(self._local) >= self._pace.parts_per_step:
             self._local_step()
 
@@ -262,6 +288,21 @@ class DeviceLoop:
             )
         self._replica.trained(names(self._encoder), local_windows=len(batch))
         self._journal.local_step(windows=len(batch), loss=loss, counters=self._link.counters())
+        if not self._pace.sends_windows:
+            self._alone_after(len(batch), loss)
+
+    def _alone_after(self, windows: int, loss: float) -> None:
+        """A device that sends no windows has no other occasion to keep, to tell and to share what it learned."""
+        self._senses.local_step_over(loss)
+        if self._journal.totals.local_steps % SAVE_LOCAL_STEPS == 0:
+            self._weights.save()
+        self._since_sync += windows
+        every = self._pace.sync_every_windows
+        if every is not None and self._since_sync >= every and self._online():
+            self._since_sync = 0
+            self._weights.answer_merge()
+            if self._pace.lockstep:
+                self._await_version(ROUND_TIMEOUT_S)
 
     # -- a window -----------------------------------------------------------------------------------------------------
 
@@ -296,7 +337,7 @@ class DeviceLoop:
             device_cuts=range(self._pace.min_cut, self._encoder.depth + 1),
             allowed_by_trainer=self._mailbox.allowed_cuts,
             pinned_cut=self._mailbox.pinned_cut,
-            online=self._online(),
+            online=self._online() and self._pace.sends_windows,
             current_cut=self._cut,
             decisions_since_change=self._since_change,
             dwell=DWELL_WINDOWS,
@@ -379,11 +420,11 @@ class DeviceLoop:
         if exchange.merge:
             self._weights.answer_merge()
             if self._pace.lockstep:
-                self._await_version()
+                self._await_version(self._pace.step_timeout_s)
 
-    def _await_version(self) -> None:
+    def _await_version(self, timeout_s: float) -> None:
         """In lockstep nothing is computed on weights that are about to be replaced."""
-        before, until_s = self._replica.version, time.monotonic() + self._pace.step_timeout_s
+        before, until_s = self._replica.version, time.monotonic() + timeout_s
         while self._online() and time.monotonic() < until_s and not self._stop.is_set():
             if self._weights.keep_up(cut=self._cut, target=self._target) and self._replica.version > before:
                 return

@@ -23,7 +23,7 @@ from common.messages import DeltaChunk, Manifest, WeightsChunk
 from common.packed_change import ChangeCodec
 from common.split import block_state, load_block, names
 from common.state_blob import WeightsDtype, pack_state, unpack_state
-from device.weights_file import SentChange, StoredWeights
+from common.weights_file import SentChange, StoredWeights
 
 LOG = logging.getLogger(__name__)
 SENT_KEPT = 4  # updates of which a manifest may still speak; one a merge is normal

@@ -41,7 +41,10 @@ class Senses:
         sampler: ResourceSampler,
         every_steps: int,
         uplink_mbps: Callable[[], float | None],
+        steady_link: tuple[float | None, float | None] | None = None,
     ) -> None:
+        """``steady_link``: (uplink_mbps, round_trip_ms); with it decisions rest on them and on nothing measured."""
+        self._steady_link = steady_link
         self._uplink_mbps = uplink_mbps
         self._topic = topics.telemetry(device)
         self._boot = boot
@@ -66,6 +69,9 @@ class Senses:
 
     def observe(self, cut: int) -> Observation:
         """The splitter's input for the next window."""
+        if self._steady_link is not None:
+            self._observation = self._steady(*self._steady_link, cut)
+            return self._observation
         at_s = self._mailbox.uncertainty_at_s
         self._observation = observe(
             uncertainty=self._mailbox.uncertainty,
@@ -83,6 +89,23 @@ class Senses:
             depth=self._depth,
         )
         return self._observation
+
+    def _steady(self, uplink_mbps: float | None, round_trip_ms: float | None, cut: int) -> Observation:
+        return observe(
+            uncertainty=None,
+            uncertainty_age_s=None,
+            cpu=0.0,
+            memory=0.0,
+            temperature_c=None,
+            throttled=None,
+            uplink_mbps=uplink_mbps,
+            round_trip_ms=round_trip_ms,
+            battery=None,
+            queue_depth=0,
+            queue_capacity=QUEUE_CAPACITY,
+            cut=cut,
+            depth=self._depth,
+        )
 
     def note(self, decision: Decision) -> None:
         """Remember what was decided on the last observation."""
@@ -107,6 +130,12 @@ class Senses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
         self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
         self.publish()
+
+    def local_step_over(self, loss: float) -> None:
+        """A local step ended on a device that takes no others: tell the fleet now and then, if it can be told."""
+        self._loss = loss
+        if self._link.connected and self._journal.totals.local_steps % self._every_steps == 0:
+            self.publish(force=True)
 
     def publish(self, *, force: bool = False) -> None:
         """Publish telemetry every few steps; it costs about 250 bytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from common import messages
+from common import messages, weights_file
 from common.change_blob import State
 from common.chunks import split
 from common.codec import digest
@@ -15,7 +15,7 @@ from common.link import Link
 from common.mixture_memory import MIXTURE
 from common.split import block_state, client_names, names
 from common.topics import Topics
-from device import weights_file
+from common.weights_file import StoredWeights
 from device.following import Following
 from device.mixture_replica import MixtureReplica
 from device.replica import Change, Replica
@@ -82,6 +82,15 @@ class WeightsExchange:
         if moved and (self._saved_version < 0 or self._replica.version - self._saved_version >= SAVE_VERSIONS):
             self.save()
         return moved
+
+    def stay(self) -> None:
+        """Hear of no version any more: what is here is this device's own."""
+        self._following.follow((), whole=())
+
+    def begin_anew(self) -> None:
+        """Start from the encoder as it was built, where no fleet and no disk gave any weights."""
+        own = {name: {key: value.clone() for key, value in state.items()} for name, state in self._shapes.items()}
+        self._replica.restore(StoredWeights(run="", version=-1, base=own, change={}))
 
     def _apply(self, needed: tuple[str, ...]) -> bool:
         try:

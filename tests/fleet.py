@@ -33,8 +33,8 @@ from common.mixture_memory import MIXTURE
 from common.split import block_state, client_names, names
 from common.state_blob import digest, pack_state
 from common.topics import Kind, Topics, parse
-from device.weights_file import StoredWeights
-from device.weights_file import read as read_weights
+from common.weights_file import StoredWeights
+from common.weights_file import read as read_weights
 
 ROOT = Path(__file__).parent.parent
 LONG_S = 150.0  # generous: the machines that run this may be busy; nothing waits that long when all is well

@@ -38,7 +38,7 @@ from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
 from trainer.listening import Listening
 from trainer.loop import Desired, TrainerLoop, snapshot
-from trainer.merging import MergePlan
+from trainer.merging import MergePlan, RoundPlan
 from trainer.metrics import MetricsLog
 from trainer.mixture_merging import MixtureMerging
 from trainer.objective import Hybrid, Objective, own_parameters
@@ -59,6 +59,7 @@ DATA_CAPACITY = 4096  # parts waiting while a step is computed: 64 devices x 8 w
 OUTBOUND_CAPACITY = 4096
 STALENESS_DISCOUNT = 0.5  # of a change's weight, per version its base is behind
 LOCAL_WINDOWS_CAP = 400  # local windows that one change may count for: about two merges of an answered device
+FAST_ROUND_S = 600.0  # likewise of a round in mode federated, which is many steps of the slowest device
 FAST_DEADLINE_S = 60.0  # in fast mode only a device that died without its will reaches this
 
 
@@ -95,11 +96,13 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
     if stop.is_set():  # while it waited for the broker: nothing was trained, nothing is saved
         link.stop()
         return
+    rounds = fleet.mode == "federated"
     ledger = WeightsLedger(
         state.encoder,
         version=max(progress.weights_version, retained) + 1,
         discount=STALENESS_DISCOUNT,
-        local_cap=LOCAL_WINDOWS_CAP,
+        local_cap=max(LOCAL_WINDOWS_CAP, 2 * fleet.sync_every_windows) if rounds else LOCAL_WINDOWS_CAP,
+        rounds=rounds,
         trim=settings.trim,
         captured=Captured(None if settings.speed == "fast" else time.monotonic),
         merged=progress.merged,
@@ -156,13 +159,18 @@ def _loop(
     fleet = settings.fleet
     encoder = state.encoder
     lockstep = settings.speed == "fast"
-    hears = fleet.mode == "server-only"
+    hears, rounds = fleet.mode == "server-only", fleet.mode == "federated"
     guard = CollapseGuard(progress.ranks, dtype=fleet.weights_codec)
-    plan = MergePlan(
+    plan: MergePlan | RoundPlan = MergePlan(
         merge_every=settings.merge_every,
         deadline_s=FAST_DEADLINE_S if lockstep else settings.merge_deadline_s,
         collect=not hears,
     )
+    if rounds:
+        plan = RoundPlan(
+            deadline_s=FAST_ROUND_S if lockstep else settings.merge_deadline_s,
+            expected=settings.expected_devices if lockstep else 0,
+        )
     limits = messages.Limits(max_message_bytes=fleet.max_message_bytes)
     allowance = Allowance(parts_per_step=fleet.parts_per_step)
     # Sound as it came has no scale that a fleet would share.
@@ -209,7 +217,8 @@ def _loop(
         link.subscribe(topics.every_device(kind), qos=1)
     link.subscribe(topics.trainer_status(), qos=1)
     # The configuration has seen to it that a trainer of this mode has `baseline_raw_audio`.
-    link.subscribe(topics.every_device(Kind.AUDIO if hears else Kind.ACTIVATIONS), qos=0)
+    if not rounds:
+        link.subscribe(topics.every_device(Kind.AUDIO if hears else Kind.ACTIVATIONS), qos=0)
     return TrainerLoop(
         link=link,
         topics=topics,

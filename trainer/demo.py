@@ -24,9 +24,11 @@ from trainer import checkpoint
 from trainer.dataset import Split
 from trainer.dataset_layouts import listed, split_recordings
 from trainer.demo_files import FLEET, DemoFiles, DemoOptions, write_files
-from trainer.evaluate import evaluate_encoder, evaluate_untrained, restore_encoder
+from trainer.deployed import deployed_encoders
+from trainer.evaluate import evaluate_encoder, evaluate_untrained
 from trainer.fleet_view import FleetView
 from trainer.probe_set import ProbeClip, Unreadable, probe_set, read_probe_clips
+from trainer.probes import mean_scores
 from trainer.report import Probe, Report, Setting, plot, save_report, summary_text
 from trainer.run_report import build_report, read_device
 from trainer.zero_shot import ZeroShot, zero_shot
@@ -64,7 +66,7 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
     wall_s = time.monotonic() - started_s
     runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
     saved = _last_checkpoint(files)
-    probe, prompted = _probe(saved, split, options, console)
+    probe, prompted = _probe(saved, files, split, options, console)
     report, series = build_report(
         runs,
         files.trainer_state,
@@ -169,7 +171,7 @@ def _last_checkpoint(files: DemoFiles) -> checkpoint.Checkpoint:
 
 
 def _probe(
-    saved: checkpoint.Checkpoint, split: Split | None, options: DemoOptions, console: Console
+    saved: checkpoint.Checkpoint, files: DemoFiles, split: Split | None, options: DemoOptions, console: Console
 ) -> tuple[Probe, ZeroShot | None]:
     """Accuracy of the untrained and the trained encoder on clips that no device heard; nothing without labels."""
     if split is not None and all(clip.label is None for clip in [*split.training, *split.held_out]):
@@ -178,9 +180,9 @@ def _probe(
         clips = _synthetic_clips(options.seed) if split is None else read_probe_clips(split, _complain(console))
         probes = probe_set(clips)
         untrained = evaluate_untrained(saved.encoder_name, probes, seed=options.seed)
-        encoder = restore_encoder(saved)
-        trained = evaluate_encoder(encoder, probes)
-        prompted = zero_shot(saved, encoder, probes)
+        encoders = deployed_encoders(files, options.mode)
+        trained = mean_scores([evaluate_encoder(encoder, probes) for encoder in encoders])
+        prompted = zero_shot(saved, encoders[0], probes)
     return Probe(untrained.linear, trained.linear, untrained.knn, trained.knn), prompted
 
 

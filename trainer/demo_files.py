@@ -18,6 +18,9 @@ from common.config_models import TrainerConfig
 from trainer.dataset import ShardMode, Split, shards
 
 FLEET = "demo"
+COMPRESSED = "static-compression"
+OWN_ENCODERS = frozenset({"edge-only", COMPRESSED})  # modes in which every device ends with an encoder of its own
+MODES = ("split", "server-only", "federated", "edge-only", COMPRESSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,12 @@ def _merging(options: DemoOptions) -> dict[str, int]:
 
 
 def _fleet(options: DemoOptions, broker_url: str) -> dict[str, Any]:
+    narrow = options.mode == COMPRESSED and options.encoder == "mobile"
     return {
         "fleet": FLEET,
         "broker": {"url": broker_url},
-        "encoder": options.encoder,
-        **({"mode": options.mode} if options.mode != "split" else {}),
+        "encoder": "mobile-half" if narrow else options.encoder,
+        **({"mode": options.mode} if options.mode in {"server-only", "federated"} else {}),
     }
 
 
@@ -152,7 +156,7 @@ def _device(options: DemoOptions, name: str, number: int, recordings: Path | Non
         "source": source,
         "speed": options.speed,
         "windows": windows_of(options)[number],
-        "splitter": _splitter(options.cut),
+        "splitter": {"kind": "local"} if options.mode in OWN_ENCODERS else _splitter(options.cut),
         "state_directory": str(options.out.resolve() / name),
         "seed": seed,
         **_raw_audio(options),

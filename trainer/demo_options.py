@@ -14,10 +14,9 @@ from common.config_models import ENCODER_DEPTH
 from common.encoder import ENCODERS
 from common.errors import ConfigError
 from trainer.dataset_layouts import DATA_HELP, ESC10_HELP
-from trainer.demo_files import DemoOptions
+from trainer.demo_files import MODES, DemoOptions
 
 SPLITTERS = ("heuristic",)
-MODES = ("split", "server-only")
 
 
 def parse(argv: Sequence[str]) -> tuple[DemoOptions, str]:

@@ -25,7 +25,7 @@ from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher, Part, Refusal
 from trainer.collapse_guard import CollapseGuard
 from trainer.listening import Listening
-from trainer.merging import MergePlan
+from trainer.merging import MergePlan, RoundPlan
 from trainer.mixture_merging import MixtureMerging
 from trainer.publisher import Publisher
 from trainer.registry import Registry
@@ -70,7 +70,7 @@ class TrainerLoop:
         updates: Updates,
         heard: MixtureMerging,
         ledger: WeightsLedger,
-        plan: MergePlan,
+        plan: MergePlan | RoundPlan,
         guard: CollapseGuard,
         publisher: Publisher,
         desired: Desired,

@@ -48,3 +48,34 @@ class MergePlan:
         self._trained = set()
         self._asked = set()
         self._until_s = None
+
+
+class RoundPlan:
+    """Mode federated: a merge when the changes of all live devices are in, or ``deadline_s`` after the first of them.
+
+    ``expected`` devices must have been seen before the first round ends, so that a run repeats.
+    """
+
+    def __init__(self, *, deadline_s: float, expected: int) -> None:
+        self._deadline_s = deadline_s
+        self._expected = expected
+        self._seen: set[str] = set()
+        self._until_s: float | None = None
+
+    def closed(self, devices: Iterable[str], *, now_s: float) -> set[str]:  # noqa: ARG002  as `MergePlan`
+        """Devices give their changes without being asked."""
+        return set()
+
+    def due(self, *, live: Sequence[str], offered: Sequence[str], now_s: float) -> bool:
+        """Whether to merge now. A device that has gone away is not waited for."""
+        self._seen.update(live, offered)
+        if not offered:
+            return False
+        if self._until_s is None:
+            self._until_s = now_s + self._deadline_s
+        complete = set(live) <= set(offered) and len(self._seen) >= self._expected
+        return complete or now_s >= self._until_s
+
+    def merged(self) -> None:
+        """A version was made: the next round begins."""
+        self._until_s = None

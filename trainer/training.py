@@ -16,7 +16,7 @@ from common.mixture_memory import MixtureMemory
 from common.split import BEFORE_STEM
 from common.topics import Topics
 from trainer.batcher import Part, Refusal
-from trainer.merging import MergePlan
+from trainer.merging import MergePlan, RoundPlan
 from trainer.metrics import MetricsLog, StepMetrics, normalised_task_loss
 from trainer.quality import alignment, effective_components, effective_rank, mixture_spread, uniformity
 from trainer.screening import Screening
@@ -38,7 +38,7 @@ class Training:
         ledger: WeightsLedger,
         mixture: MixtureMemory,
         screening: Screening | None,
-        plan: MergePlan,
+        plan: MergePlan | RoundPlan,
         log: MetricsLog,
         gradient_codec: Codec,
         rounding: torch.Generator,

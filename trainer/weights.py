@@ -10,6 +10,7 @@ rounding error stays in ``master`` and is published later.
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,10 @@ class WeightsLedger:
         trim: float,
         captured: Captured,
         merged: Mapping[str, tuple[str, int]] | None = None,
+        rounds: bool = False,
     ) -> None:
+        """``rounds``: no parts are seen (mode federated); the others' claims bound what a device can have captured."""
+        self._rounds = rounds
         self._encoder = encoder
         self._discount = discount
         self._local_cap = local_cap
@@ -195,9 +199,15 @@ class WeightsLedger:
 
     def _learned_alone(self, device: str) -> int:
         """The windows that a device says it learned from alone, as far as it can have captured them beside the rest."""
-        passed = self._captured.windows() - self._since.get(device, self._start) + CAPTURED_SLACK
+        passed = self._passed(device) + CAPTURED_SLACK
         answered = max((counted.get(device, 0) for counted in self._windows.values()), default=0)
         return max(0, min(self._offered[device].local_windows, self._local_cap, int(passed) - answered))
+
+    def _passed(self, device: str) -> float:
+        """Windows that have passed for everybody since this device's last merge."""
+        if self._rounds:
+            return statistics.median(one.local_windows for one in self._offered.values())
+        return self._captured.windows() - self._since.get(device, self._start)
 
     def _freshness(self, participant: str) -> float:
         if participant == SERVER:

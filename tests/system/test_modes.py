@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from common import config, messages
 from common.config import EXIT_CONFIG
+from common.encoder import Encoder, build_encoder
 from common.errors import ConfigError
+from common.int8_weights import rounded
 from common.split import WINDOW_BYTES
 from common.state_blob import digest, pack_state
 from common.topics import Kind, parse
+from common.weights_file import restore_encoder
+from device.__main__ import listen
+from device.loop import NeverReady
 from tests.bench.in_process import run_in_process
 from tests.bench.in_process_link import MemoryBroker
 from tests.fleet import Fleet
 from trainer import checkpoint
 from trainer.demo_files import DemoFiles, DemoOptions, write_files
+from trainer.deployed import deployed_encoders
 from trainer.metrics import FILE_NAME
 
 PARTS = 4
@@ -138,10 +147,146 @@ def test_flac_and_opus_make_windows_smaller(tmp_path: Path, codec: str, share: f
         assert journal(files, device)[-1]["bytes_up"] < share * 8 * WINDOW_BYTES
 
 
+# -- devices that learn alone -----------------------------------------------------------------------------------------
+
+
+def same(one: Encoder, other: Encoder) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def farthest(one: Encoder, other: Encoder) -> float:
+    """The largest difference of any weight of the stem."""
+    pairs = zip(one.stem.parameters(), other.stem.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
+
+def deployed(files: DemoFiles, mode: str) -> list[Encoder]:
+    return list(deployed_encoders(files, mode))
+
+
+@pytest.mark.slow
+def test_edge_only_sends_nothing_but_status_and_telemetry_ends_with_an_encoder_a_device_and_repeats(
+    tmp_path: Path,
+) -> None:
+    first, heard = run(tmp_path / "first", "edge-only")
+    again, _ = run(tmp_path / "again", "edge-only")
+    assert heard.kinds() == {Kind.STATUS, Kind.TELEMETRY}
+    for name in first.device_states:
+        assert [line["kind"] for line in journal(first, name)] == ["start", *["local"] * 4, "end"]
+    encoders = deployed(first, "edge-only")
+    assert len(encoders) == 2
+    assert not same(*encoders)
+    for one, other in zip(encoders, deployed(again, "edge-only"), strict=True):
+        assert same(one, other)
+    # All began with the trainer's weights, which nobody changed.
+    trained = deployed(first, "split")[0]
+    assert same(trained, build_encoder("mobile", seed=3))
+    assert 0.0 < farthest(encoders[0], trained) < 0.02, "four steps of 5e-4 from weights in fp16"
+
+
+def test_a_local_device_needs_no_fleet_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    files = write_files(options(tmp_path, "edge-only", windows=16), NOWHERE, None)
+    path = files.devices["device-1"]
+    path.write_text(path.read_text() + "connect_timeout_s: 0.1\n")
+    settings = config.load_device(path)
+    learned = []
+    for _ in range(2):
+        listen(settings, threading.Event())
+        encoder = build_encoder("mobile", seed=99)
+        fingerprint = config.fingerprint(settings.fleet)
+        assert restore_encoder(settings.state_directory / "weights.bin", encoder, fingerprint=fingerprint)
+        learned.append(encoder)
+    start = build_encoder("mobile", seed=settings.seed)
+    moved = [farthest(one, start) for one in learned]
+    assert 0.0 < moved[0] < 2.5 * 5e-4, "two steps from the weights of its own seed"
+    assert not same(*learned)
+    assert [line["kind"] for line in journal(files, "device-1")] == ["start", "local", "local", "end"] * 2
+
+
+def test_any_other_device_without_weights_and_fleet_still_gives_up(tmp_path: Path) -> None:
+    files = write_files(options(tmp_path, "federated", windows=16), NOWHERE, None)
+    path = files.devices["device-1"]
+    path.write_text(path.read_text() + "connect_timeout_s: 0.1\n")
+    with pytest.raises(NeverReady):
+        listen(config.load_device(path), threading.Event())
+
+
+@pytest.mark.slow
+def test_static_compression_is_a_narrower_encoder_deployed_with_weights_of_eight_bits(tmp_path: Path) -> None:
+    files, heard = run(tmp_path / "run", "static-compression", windows=16)
+    assert heard.kinds() == {Kind.STATUS, Kind.TELEMETRY}
+    floating, encoders = deployed(files, "edge-only"), deployed(files, "static-compression")
+    assert {encoder.name for encoder in encoders} == {"mobile-half"}
+    for full, eight in zip(floating, encoders, strict=True):
+        assert same(rounded(full), eight)
+        assert not same(full, eight)
+
+
+@pytest.mark.slow
+def test_federated_devices_give_changes_of_all_blocks_and_go_on_from_their_mean(tmp_path: Path) -> None:
+    every = (("parts_per_step", PARTS), ("sync_every_windows", 8), ("weights_codec", "fp32"), ("delta_codec", None))
+    lossless = (*every, ("change_codec", "fp32"))
+    first, heard = run(tmp_path / "first", "federated", fleet_settings=lossless)
+    again, _ = run(tmp_path / "again", "federated", fleet_settings=lossless)
+    assert heard.kinds() - {Kind.MIXTURE} == {Kind.STATUS, Kind.TELEMETRY, Kind.UPDATE}
+    assert learned(first)["weights"] == learned(again)["weights"]
+    manifests = [messages.decode(messages.Manifest, one) for one in heard.heard[Kind.MANIFEST, None]]
+    versions = sorted({one.weights_version for one in manifests})
+    assert versions[:3] == [0, 1, 2], "sixteen windows a device are two rounds of eight"
+    for manifest in manifests:
+        assert set(manifest.merged) == (set() if manifest.weights_version == 0 else {"device-1", "device-2"})
+    (encoder,) = deployed(first, "federated")
+    for name in first.device_states:
+        # The last round's change was merged and came back: both stand where the trainer stands.
+        own = build_encoder("mobile", seed=0)
+        fleet = config.load_trainer(first.trainer).fleet
+        assert restore_encoder(first.device_states[name] / "weights.bin", own, fingerprint=config.fingerprint(fleet))
+        for a, b in zip(own.state_dict().values(), encoder.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_federated_and_edge_only_run_as_processes_over_a_broker(tmp_path: Path) -> None:
+    rounds = {"parts_per_step": PARTS, "sync_every_windows": 2 * PARTS}
+    with Fleet(tmp_path / "federated", broker="embedded", mode="federated", **rounds) as fleet:
+        fleet.start_trainer(speed="fast", expected_devices=1)
+        fleet.start_device("a", windows=4 * PARTS)
+        assert fleet.exit_status("a") == 0
+        assert fleet.local_steps("a") == 4
+        fleet.until(lambda: fleet.seen.version >= 2, "two rounds are merged")
+    with Fleet(tmp_path / "alone", broker="embedded", parts_per_step=PARTS) as fleet:
+        fleet.start_trainer(speed="fast")
+        fleet.start_device("a", windows=2 * PARTS, splitter={"kind": "local"})
+        assert fleet.exit_status("a") == 0
+        assert fleet.local_steps("a") == 2
+        fleet.settle()
+        assert fleet.seen.version == 0
+        assert not fleet.seen.activations
+
+
+@pytest.mark.slow
+def test_the_heuristic_goes_by_the_profile_in_fast_mode_and_repeats(tmp_path: Path) -> None:
+    slow = yaml.safe_load((config.PROFILES / "raspberry-pi-4.yaml").read_text()) | {"name": "slow", "uplink_mbps": 0.5}
+    (tmp_path / "slow.yaml").write_text(yaml.safe_dump(slow))
+    fields: dict[str, Any] = {
+        "cut": "heuristic",
+        "windows": 64,
+        "device_settings": (("profile", str(tmp_path / "slow.yaml")),),
+    }
+    first, _ = run(tmp_path / "first", "split", **fields)
+    again, _ = run(tmp_path / "again", "split", **fields)
+    cuts = [[line["cuts"] for line in journal(files, "device-1") if line["kind"] == "step"] for files in (first, again)]
+    assert cuts[0] == cuts[1]
+    assert len({str(cut) for cut in cuts[0]}) > 1, "the slow uplink moves the cut deeper"
+    assert learned(first) == learned(again)
+
+
 # -- raw audio stays where it is --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["split"])
+@pytest.mark.parametrize("mode", ["split", "federated", "edge-only", "static-compression"])
 def test_in_every_other_mode_no_sound_leaves_a_device_even_where_it_would_be_permitted(
     tmp_path: Path, mode: str
 ) -> None:

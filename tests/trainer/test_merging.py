@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from trainer.merging import MergePlan
+from trainer.merging import MergePlan, RoundPlan
 
 
 def plan(merge_every: int = 3) -> MergePlan:
@@ -65,3 +65,36 @@ def test_after_a_merge_counting_starts_anew() -> None:
     assert not merging.due(live=[], offered=[], now_s=1e9)
     assert merging.closed(["a"], now_s=0.0) == set()
     assert merging.closed(["a"], now_s=0.0) == {"a"}
+
+
+def test_a_round_ends_when_every_live_device_has_given_its_change() -> None:
+    rounds = RoundPlan(deadline_s=5.0, expected=0)
+    assert not rounds.due(live=["a", "b"], offered=[], now_s=0.0)
+    assert not rounds.due(live=["a", "b"], offered=["a"], now_s=1.0)
+    assert rounds.due(live=["a", "b"], offered=["a", "b"], now_s=2.0)
+
+
+def test_a_round_does_not_wait_for_a_device_that_has_gone_but_keeps_its_change() -> None:
+    rounds = RoundPlan(deadline_s=5.0, expected=0)
+    assert not rounds.due(live=["b"], offered=["a"], now_s=0.0)
+    assert rounds.due(live=["b"], offered=["a", "b"], now_s=1.0)
+    assert rounds.due(live=[], offered=["a"], now_s=1.0)
+
+
+def test_the_first_round_waits_for_devices_that_are_still_to_come() -> None:
+    rounds = RoundPlan(deadline_s=5.0, expected=2)
+    assert not rounds.due(live=["a"], offered=["a"], now_s=0.0)
+    assert not rounds.due(live=["a", "b"], offered=["a"], now_s=1.0)
+    assert rounds.due(live=["a", "b"], offered=["a", "b"], now_s=2.0)
+    rounds.merged()
+    assert rounds.due(live=["a"], offered=["a"], now_s=3.0), "b has been and gone"
+
+
+def test_the_deadline_of_a_round_counts_from_its_first_change() -> None:
+    rounds = RoundPlan(deadline_s=5.0, expected=3)
+    assert not rounds.due(live=["a", "b"], offered=[], now_s=0.0)
+    assert not rounds.due(live=["a", "b"], offered=["a"], now_s=10.0)
+    assert not rounds.due(live=["a", "b"], offered=["a"], now_s=14.9)
+    assert rounds.due(live=["a", "b"], offered=["a"], now_s=15.0)
+    rounds.merged()
+    assert not rounds.due(live=["a", "b"], offered=["b"], now_s=16.0)

@@ -8,7 +8,7 @@ from common.change_blob import State
 from common.encoder import build_encoder
 from common.errors import MessageError
 from common.split import block_state, names
-from device.weights_file import SentChange, StoredWeights, read, write
+from common.weights_file import SentChange, StoredWeights, read, write
 from tests.published import FINGERPRINT, everywhere, same
 
 ENCODER = build_encoder("mobile", seed=0)

@@ -1,4 +1,4 @@
-"""The device's weights on its own disk, so that it starts and learns without a network.
+"""A device's weights on its own disk, so that it starts and learns without a network, and whoever evaluates it.
 
 One file, replaced atomically: a power cut leaves the old one or the new one, never a half.
 """
@@ -13,7 +13,9 @@ import msgpack
 
 from common.atomic_file import write_atomically
 from common.change_blob import State, pack_blocks, unpack_blocks
+from common.encoder import Encoder
 from common.errors import MessageError
+from common.split import block_state, load_block, names
 
 FILE_VERSION = 4
 
@@ -85,3 +87,18 @@ def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWei
         for boot, seq, blob, local_windows in content["sent"]
     )
     return StoredWeights(content["run"], content["version"], base, change, content["local_windows"], sent)
+
+
+def restore_encoder(path: Path, encoder: Encoder, *, fingerprint: str) -> bool:
+    """Load what the device would compute with into ``encoder``; False if there is no file, or of another fingerprint.
+
+    Raises:
+        MessageError: the file is damaged.
+    """
+    stored = read(path, {name: block_state(encoder, name) for name in names(encoder)}, fingerprint=fingerprint)
+    if stored is None:
+        return False
+    for name, base in stored.base.items():
+        change = stored.change.get(name)
+        load_block(encoder, name, {key: value + change[key] for key, value in base.items()} if change else base)
+    return True
