@@ -30,8 +30,9 @@ from trainer import checkpoint
 from trainer.calibration import restore_mixture
 from trainer.dataset import Split
 from trainer.dataset_layouts import split_recordings
-from trainer.demo_files import DemoFiles, write_files
-from trainer.evaluate import UNTRAINED_SEEDS, clip_uncertainty, evaluate_encoder, restore_encoder
+from trainer.demo_files import OWN_ENCODERS, DemoFiles, write_files
+from trainer.deployed import deployed_encoders
+from trainer.evaluate import UNTRAINED_SEEDS, clip_uncertainty, evaluate_encoder
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
 from trainer.run_report import DeviceRun, read_device
 from trainer.zero_shot import zero_shot
@@ -75,7 +76,7 @@ def run_case(case: Case, data: Path, out: Path, *, picture: Path | None = None) 
         files = write_files(case.options(data, out), NO_BROKER, split)
         run_in_process(files, meddle=_meddle(case, files))
         runs = {device: read_device(state / "steps.jsonl") for device, state in files.device_states.items()}
-        frozen = _trained(files)
+        frozen = _trained(files, case.row.options.mode)
     else:
         name = case.row.options.encoder
         frozen = [Frozen(build_encoder(name, seed=case.seed + number), None) for number in range(UNTRAINED_SEEDS)]
@@ -113,12 +114,11 @@ def _meddle(case: Case, files: DemoFiles) -> dict[str, Callable[[Link], Link]]:
     return {device: lambda link: cast("Link", HostileLink(link, encoder, cut=cut, seed=case.seed))}
 
 
-def _trained(files: DemoFiles) -> Sequence[Frozen]:
-    path = checkpoint.latest(files.trainer_state)
-    if path is None:
-        raise FileNotFoundError("the trainer left no checkpoint")
-    saved = checkpoint.load(path)
-    return [Frozen(restore_encoder(saved), saved)]
+def _trained(files: DemoFiles, mode: str) -> Sequence[Frozen]:
+    encoders = deployed_encoders(files, mode)
+    path = None if mode in OWN_ENCODERS else checkpoint.latest(files.trainer_state)
+    saved = None if path is None else checkpoint.load(path)
+    return [Frozen(encoder, saved) for encoder in encoders]
 
 
 def _evaluate(frozen: Frozen, clips: ProbeSet) -> Evaluated:

@@ -144,6 +144,9 @@ ROWS = (
         )
         for codec, words in (("flac", "FLAC"), ("opus", "Opus at 24 kbit/s"))
     ),
+    Row("edge-only", "edge-only: each device alone, nothing sent", plain(mode="edge-only")),
+    Row("federated", "federated averaging", plain(mode="federated")),
+    Row("static-compression", "static compression: half as wide, int8, alone", plain(mode="static-compression")),
     Row("heuristic-split", "heuristic split: rules choose the cut", plain(cut="heuristic")),
     Row("shuffled", "StreamSplit, shuffled order", plain(order="shuffled")),
     Row("by-class", "StreamSplit, shards by class", plain(shard="by-class")),
@@ -171,6 +174,7 @@ COMPARISONS = (
     ),
     Comparison("server_only_gain", "server-only", "untrained", "server-only minus untrained", mean_from=6.0),
     Comparison("gain", "streamsplit", "untrained", "StreamSplit minus untrained"),
+    Comparison("offline_gain", "edge-only", "untrained", "a device alone minus untrained", mean_from=3.0),
     Comparison("stream_minus_shuffled", "streamsplit", "shuffled", "`stream` minus `shuffled` order", mean_from=-2.0),
     Comparison("hostile_minus_streamsplit", "hostile", "streamsplit", "one hostile device minus none", mean_from=-2.0),
     Comparison("by_class_minus_iid", "by-class", "streamsplit", "shards by class minus iid shards"),
