@@ -107,8 +107,11 @@ class TrainerLoop:
         self._publish()
         self._answering.start()
         while not stop.is_set():
-            for item in _waiting(self._answering.inbox, _patience(self._batcher)):
+            waiting = _waiting(self._answering.inbox, _patience(self._batcher))
+            for item in waiting:
                 self._take(item)
+            if not waiting:  # a device whose parts were all dropped must not wait for a batch that never closes
+                self._allowance.renew()
             if self._batcher.due(time.monotonic()):
                 batch = self._batcher.take()
                 self._training.train(self._listening(batch) if self._listening else batch)

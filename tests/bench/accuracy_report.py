@@ -112,8 +112,14 @@ def _row_line(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{one['knn']:.1f}",
         f"{one['precision_at_10']:.1f}",
         *_traffic(one),
-        f"{one['folds']} x {one['seeds']}",
+        _runs(one),
     )
+
+
+def _runs(one: Mapping[str, Any]) -> str:
+    """Folds x seeds, or how many runs there are of a grid that is not finished."""
+    grid = one["folds"] * one["seeds"]
+    return f"{one['folds']} x {one['seeds']}" if one["cases"] == grid else f"{one['cases']}"
 
 
 def _bytes_line(one: Mapping[str, Any]) -> tuple[str, ...]:
