@@ -1,8 +1,8 @@
 """How many parts a device may send until the trainer has looked up: more are dropped before anything is decoded.
 
 A device has one step in flight. It may give up one that is not answered and begin another, so a few steps' worth are
-allowed; a flood is not, and costs the trainer a look at the topic for each message. It begins anew with every batch, and
-whenever the trainer has nothing to do: somebody else may have used up what a device has, in its name.
+allowed; a flood is not, and costs the trainer a look at the topic for each message. It begins anew with every batch,
+and whenever the trainer has nothing to do: somebody else may have used up what a device has, in its name.
 """
 
 from __future__ import annotations
