@@ -129,7 +129,7 @@ def test_activations_of_another_cut_are_refused_in_a_sentence(x: torch.Tensor) -
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="allowed: mobile, resnet18, efficientnet-b0"):
+    with pytest.raises(ValueError, match="allowed: mobile, mobile-half, resnet18, efficientnet-b0"):
         build_encoder("vgg", 0)
     with pytest.raises(ValueError, match="allowed: mlp, tanh"):
         build_encoder("mobile", 0, head="linear")
