@@ -43,6 +43,7 @@ TYPES: dict[Kind, type[object]] = {
     Kind.ACTIVATIONS: messages.Activations,
     Kind.TELEMETRY: messages.Telemetry,
     Kind.UPDATE: messages.UpdateChunk,
+    Kind.MIXTURE: messages.MixtureStatistics,
     Kind.EMBEDDING: messages.Embedding,
     Kind.GRADIENT: messages.Gradient,
     Kind.SPLITTER: messages.SplitterUpdate,
@@ -53,7 +54,7 @@ TYPES: dict[Kind, type[object]] = {
     Kind.TRAINER_STATUS: messages.TrainerStatus,
 }
 OBEYED = {Kind.STATUS, Kind.SPLITTER, Kind.CONFIG, Kind.MANIFEST, Kind.TRAINER_STATUS}
-TO_TRAINER = {Kind.STATUS, Kind.ACTIVATIONS, Kind.UPDATE}
+TO_TRAINER = {Kind.STATUS, Kind.ACTIVATIONS, Kind.UPDATE, Kind.MIXTURE}
 FOR_WATCHERS = {Kind.TELEMETRY}  # neither trainer nor device subscribes to it
 UNKNOWN = [
     "streamsplit/v1/test/a/up",
