@@ -43,7 +43,6 @@ TYPES: dict[Kind, type[object]] = {
     Kind.ACTIVATIONS: messages.Activations,
     Kind.TELEMETRY: messages.Telemetry,
     Kind.UPDATE: messages.UpdateChunk,
-    Kind.MIXTURE: messages.MixtureStatistics,
     Kind.EMBEDDING: messages.Embedding,
     Kind.GRADIENT: messages.Gradient,
     Kind.SPLITTER: messages.SplitterUpdate,
@@ -54,7 +53,7 @@ TYPES: dict[Kind, type[object]] = {
     Kind.TRAINER_STATUS: messages.TrainerStatus,
 }
 OBEYED = {Kind.STATUS, Kind.SPLITTER, Kind.CONFIG, Kind.MANIFEST, Kind.TRAINER_STATUS}
-TO_TRAINER = {Kind.STATUS, Kind.ACTIVATIONS, Kind.UPDATE, Kind.MIXTURE}
+TO_TRAINER = {Kind.STATUS, Kind.ACTIVATIONS, Kind.UPDATE}
 FOR_WATCHERS = {Kind.TELEMETRY}  # neither trainer nor device subscribes to it
 UNKNOWN = [
     "streamsplit/v1/test/a/up",
