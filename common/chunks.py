@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 from common.errors import MessageError
 
@@ -10,6 +12,7 @@ CHUNK_BYTES = 64 * 1024  # of one message, its header included
 HEADER_BYTES = 512  # more than any header of a chunk needs
 CHUNK_DATA_BYTES = CHUNK_BYTES - HEADER_BYTES
 MAX_BLOB_BYTES = 64 * 1024 * 1024
+AT_ONCE = 2
 
 
 def split(blob: bytes) -> list[bytes]:
@@ -18,23 +21,31 @@ def split(blob: bytes) -> list[bytes]:
     return [blob[start : start + CHUNK_DATA_BYTES] for start in starts]
 
 
-class Assembler:
-    """Puts the chunks of one blob together again, in whatever order they come.
+@dataclass(slots=True)
+class _Partial:
+    """What is there of one blob."""
 
-    It works on one blob at a time: a chunk with another key drops what it had. It never holds more than ``max_bytes``.
+    count: int
+    chunks: dict[int, bytes] = field(default_factory=dict)
+    held_bytes: int = 0
+
+
+class Assembler:
+    """Puts the chunks of a blob together again, in whatever order they come.
+
+    It works on `AT_ONCE` blobs at a time, so that a chunk that an earlier, longer version left retained at a broker
+    costs nothing between those of the version that is wanted; of more, the one longest unheard of is dropped. It never
+    holds more than ``max_bytes`` of each.
     """
 
     def __init__(self, *, max_bytes: int = MAX_BLOB_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._key: Hashable = None
-        self._count = 0
-        self._chunks: dict[int, bytes] = {}
-        self._held_bytes = 0
+        self._partials: OrderedDict[Hashable, _Partial] = OrderedDict()
 
     @property
     def held_bytes(self) -> int:
         """The bytes of the chunks that wait for the others."""
-        return self._held_bytes
+        return sum(partial.held_bytes for partial in self._partials.values())
 
     def add(self, key: Hashable, index: int, count: int, data: bytes) -> bytes | None:
         """Take one chunk; the whole blob when it was the last one missing, else None.
@@ -43,33 +54,26 @@ class Assembler:
             MessageError: an index outside the count, another count than before, more bytes than allowed. What was
                 collected under this key is dropped, since it can no longer be trusted to become whole.
         """
-        if key != self._key:
-            self.clear()
-            self._key, self._count = key, count
-        problem = self._problem(index, count, data)
+        partial = self._partials.pop(key, None) or _Partial(count)
+        problem = self._problem(partial, index, count, data)
         if problem:
-            self.clear()
             raise MessageError(f"chunk {index} of {count}: {problem}")
-        self._held_bytes += len(data) - len(self._chunks.get(index, b""))
-        self._chunks[index] = data
-        if len(self._chunks) < count:
-            return None
-        blob = b"".join(self._chunks[number] for number in range(count))
-        self.clear()
-        return blob
+        partial.held_bytes += len(data) - len(partial.chunks.get(index, b""))
+        partial.chunks[index] = data
+        if len(partial.chunks) == count:
+            return b"".join(partial.chunks[number] for number in range(count))
+        self._partials[key] = partial
+        if len(self._partials) > AT_ONCE:
+            self._partials.popitem(last=False)
+        return None
 
-    def clear(self) -> None:
-        """Forget everything collected."""
-        self._key, self._count, self._held_bytes = None, 0, 0
-        self._chunks = {}
-
-    def _problem(self, index: int, count: int, data: bytes) -> str:
+    def _problem(self, partial: _Partial, index: int, count: int, data: bytes) -> str:
         if not 0 <= index < count:
             return "the index lies outside the count"
-        if count != self._count:
-            return f"earlier chunks said {self._count} in all"
+        if count != partial.count:
+            return f"earlier chunks said {partial.count} in all"
         if len(data) > CHUNK_DATA_BYTES:
             return f"{len(data)} bytes, allowed are {CHUNK_DATA_BYTES}"
-        if self._held_bytes + len(data) - len(self._chunks.get(index, b"")) > self._max_bytes:
+        if partial.held_bytes + len(data) - len(partial.chunks.get(index, b"")) > self._max_bytes:
             return f"more than {self._max_bytes} bytes together"
         return ""

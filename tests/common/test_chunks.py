@@ -37,12 +37,20 @@ def test_a_chunk_that_comes_twice_counts_once() -> None:
     assert assembler.add(1, 1, 2, b"ef") == b"cdef"
 
 
-def test_another_key_drops_what_was_collected() -> None:
+def test_a_chunk_left_over_from_another_version_between_the_others_does_no_harm() -> None:
     assembler = Assembler()
-    assembler.add(("run", 1), 0, 2, b"old")
-    assert assembler.add(("run", 2), 1, 2, b"w") is None
-    assert assembler.held_bytes == 1
-    assert assembler.add(("run", 2), 0, 2, b"ne") == b"new"
+    assert assembler.add(("run", 2), 0, 2, b"ne") is None
+    assert assembler.add(("run", 1), 7, 9, b"left over") is None
+    assert assembler.add(("run", 2), 1, 2, b"w") == b"new"
+
+
+def test_of_three_blobs_at_once_the_one_longest_unheard_of_is_dropped() -> None:
+    assembler = Assembler()
+    for run in ("a", "b", "a", "c"):
+        assert assembler.add(run, 0, 2, run.encode()) is None
+    assert assembler.held_bytes == 2
+    assert assembler.add("a", 1, 2, b"!") == b"a!"
+    assert assembler.add("b", 1, 2, b"!") is None
 
 
 def test_the_same_key_starts_anew_after_it_was_complete() -> None:
