@@ -1,8 +1,8 @@
 """A streaming mixture of diagonal Gaussians over projections: what the fleet has heard, in 33 KB.
 
-It remembers without storing a window: virtual negatives are drawn from it, and how evenly it explains a projection is
-that projection's uncertainty. A plain moving average of means and variances collapses (every mean drifts to the same
-place); here each component keeps decayed, responsibility-weighted sufficient statistics.
+It remembers without storing a window: virtual negatives are drawn from it, and how seldom it has heard anything like a
+projection is that projection's uncertainty. A plain moving average of means and variances collapses (every mean drifts
+to the same place); here each component keeps decayed, responsibility-weighted sufficient statistics.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch.nn import functional
 
 MIXTURE = "mixture"  # its name among the fleet's weights
 NEUTRAL_UNCERTAINTY = 0.5  # of anything, before the mixture has started
-TARGET_MEDIAN = 0.5
 START_PROJECTIONS = 128
 KMEANS_ROUNDS = 5
 VARIANCE_FLOOR = 1e-4  # a unit vector of 128 values has at most 1/128 = 8e-3 a value
 PRIOR_MASS = 8.0  # windows' worth of belief that a component is round; few windows cannot tell 128 variances
 DEAD_SHARE = 0.05  # of an even share of the mass
-TEMPERATURE_STEP = 0.01  # of log temperature for a projection
-TEMPERATURE_LIMIT = 12.0  # of |log temperature|
+KERNEL = 4.0  # of the surprisal; with 2 to 6 it predicts errors alike (measured: tests/bench/LOG.md, 2026-11-20)
+LEAST_SURPRISAL = 1e-6  # of a projection on the only mean there is
+MEDIAN_STEP = 0.01  # of the log of the median for a projection
+MEDIAN_LIMIT = 12.0  # of |log median|
 TAU_RATIO = 0.5
 
 
@@ -43,7 +44,7 @@ class MixtureMemory(nn.Module):
     means: Tensor
     variances: Tensor
     mass: Tensor
-    log_temperature: Tensor
+    log_median: Tensor
     started_flag: Tensor
 
     def __init__(self, *, components: int = 64, dim: int = 128, memory: int = 2048, seed: int = 0) -> None:
@@ -54,7 +55,7 @@ class MixtureMemory(nn.Module):
         self.register_buffer("means", torch.zeros(components, dim))
         self.register_buffer("variances", torch.full((components, dim), VARIANCE_FLOOR))
         self.register_buffer("mass", torch.zeros(components))
-        self.register_buffer("log_temperature", torch.zeros(1))
+        self.register_buffer("log_median", torch.zeros(1))
         self.register_buffer("started_flag", torch.zeros(1))
 
     @property
@@ -74,7 +75,7 @@ class MixtureMemory(nn.Module):
         self.load_state_dict(dict(state))
         self.variances.clamp_(min=VARIANCE_FLOOR)
         self.mass.clamp_(min=0.0)
-        self.log_temperature.clamp_(-TEMPERATURE_LIMIT, TEMPERATURE_LIMIT)
+        self.log_median.clamp_(-MEDIAN_LIMIT, MEDIAN_LIMIT)
         self._waiting = []
 
     @torch.no_grad()
@@ -95,7 +96,7 @@ class MixtureMemory(nn.Module):
         log_joint = self._log_joint(z)
         self._absorb(z, log_joint.softmax(dim=1), windows=len(z))
         self._respawn(z, log_joint.logsumexp(dim=1))
-        self._adapt_temperature(self._entropy(log_joint))
+        self._follow_median(self._surprisal(z))
 
     @torch.no_grad()
     def merge(self, mass: Tensor, means: Tensor, variances: Tensor) -> None:
@@ -120,24 +121,25 @@ class MixtureMemory(nn.Module):
         return self._log_joint(z).argmax(dim=1)
 
     @torch.no_grad()
-    def responsibilities(self, z: Tensor) -> Tensor:
-        """Tempered posterior of the components for projections ``[N, d]``: ``[N, C]``, rows sum to 1."""
-        self._check(z)
-        return (self._log_joint(z) / self.log_temperature.exp()).softmax(dim=1)
-
-    @torch.no_grad()
     def uncertainty(self, z: Tensor) -> Tensor:
-        """Entropy of the tempered posterior over ``ln C`` (paper eq. 11, scaled): ``[N]`` in 0..1, median near 0.5."""
+        """How seldom anything like the projections ``[N, d]`` is heard: ``[N]`` in 0..1, the stream's median at 0.5.
+
+        ``s / (s + median of s)`` with the surprisal ``s = -ln sum_c pi_c exp(k (cos(z, mu_c) - 1))``. The paper's own,
+        the entropy of the responsibilities over ``ln C`` (eq. 11), did not predict errors (measured:
+        tests/bench/LOG.md, 2026-11-20).
+        """
         self._check(z)
         if not self.started:
             return torch.full((len(z),), NEUTRAL_UNCERTAINTY, device=z.device)
-        return self._entropy(self._log_joint(z))
+        surprisal = self._surprisal(z)
+        return surprisal / (surprisal + self.log_median.exp())
 
     @torch.no_grad()
-    def untempered_entropy(self, z: Tensor) -> Tensor:
-        """As `uncertainty`, of the posterior as it is: ``[N]``; 1 everywhere when all components have become one."""
+    def entropy(self, z: Tensor) -> Tensor:
+        """Of the responsibilities over ``ln C``: ``[N]`` in 0..1; 1 everywhere when all components have become one."""
         self._check(z)
-        return self._entropy(self._log_joint(z), self.log_temperature.new_zeros(1))
+        log_r = self._log_joint(z).log_softmax(dim=1)
+        return (-(log_r.exp() * log_r).sum(dim=1) / math.log(log_r.shape[1])).clamp(0.0, 1.0)
 
     @torch.no_grad()
     def virtual_negatives(
@@ -206,16 +208,16 @@ class MixtureMemory(nn.Module):
 
     # -- uncertainty --------------------------------------------------------------------------------------------------
 
-    def _entropy(self, log_joint: Tensor, log_temperature: Tensor | None = None) -> Tensor:
-        temperature = (self.log_temperature if log_temperature is None else log_temperature).exp()
-        log_r = (log_joint / temperature).log_softmax(dim=1)
-        return (-(log_r.exp() * log_r).sum(dim=1) / math.log(log_joint.shape[1])).clamp(0.0, 1.0)
+    def _surprisal(self, z: Tensor) -> Tensor:
+        log_share = (self.mass.clamp_min(1e-6) / self.mass.sum().clamp_min(1e-6)).log()
+        nearness = z @ functional.normalize(self.means, dim=1).T - 1.0
+        return -(log_share + KERNEL * nearness).logsumexp(dim=1).clamp_max(-LEAST_SURPRISAL)
 
-    def _adapt_temperature(self, uncertainty: Tensor) -> None:
-        """Stochastic median: up while more than half lie below the target, down while more than half lie above."""
-        step = min(0.5, TEMPERATURE_STEP * len(uncertainty))
-        self.log_temperature += step * (TARGET_MEDIAN - uncertainty).sign().mean()
-        self.log_temperature.clamp_(-TEMPERATURE_LIMIT, TEMPERATURE_LIMIT)
+    def _follow_median(self, surprisal: Tensor) -> None:
+        """Stochastic median: up while more than half lie above it, down while more than half lie below."""
+        step = min(0.5, MEDIAN_STEP * len(surprisal))
+        self.log_median += step * (surprisal - self.log_median.exp()).sign().mean()
+        self.log_median.clamp_(-MEDIAN_LIMIT, MEDIAN_LIMIT)
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -233,13 +235,7 @@ class MixtureMemory(nn.Module):
         self.variances.copy_(within.clamp_min(VARIANCE_FLOOR).expand_as(means))
         self.mass.copy_(torch.bincount(nearest, minlength=len(means)).to(self.mass))
         self.started_flag.fill_(1.0)
-        log_joint = self._log_joint(z)
-        low, high = -TEMPERATURE_LIMIT, TEMPERATURE_LIMIT
-        for _ in range(20):  # bisection: uncertainty grows with the temperature
-            middle = (low + high) / 2.0
-            too_low = float(self._entropy(log_joint, z.new_tensor([middle])).median()) < TARGET_MEDIAN
-            low, high = (middle, high) if too_low else (low, middle)
-        self.log_temperature.fill_((low + high) / 2.0)
+        self.log_median.fill_(float(self._surprisal(z).median().log()))
 
     def _check(self, z: Tensor) -> None:
         if z.dim() != 2 or z.shape[1] != self.means.shape[1]:

@@ -10,7 +10,7 @@ from common.mixture_memory import MixtureMemory
 
 
 class Ambiguity:
-    """The paper's uncertainty (eq. 11), computed on the device: a forward of the whole encoder and the head.
+    """The uncertainty of `MixtureMemory`, computed on the device: a forward of the whole encoder and the head.
 
     The trainer's answer to a sent part holds the same figure for its own weights; this one is for windows whose
     sending is still to be decided. Blocks beyond the cut are as old as the device's last refresh of them.

@@ -154,7 +154,7 @@ class Training:
             uniformity=uniformity(view_a),
             mixture_spread=mixture_spread(mixture.means, mixture.mass) if heard else None,
             mixture_components=effective_components(mixture.mass) if heard else None,
-            mixture_entropy=float(mixture.untempered_entropy(view_a).mean()) if heard else None,
+            mixture_entropy=float(mixture.entropy(view_a).mean()) if heard else None,
             uncertainty_median=float(mixture.uncertainty(view_a).median()) if heard else None,
             learning_rate=learning_rate,
             clipped_share=self._ledger.clipping.share,

@@ -137,16 +137,31 @@ def test_the_median_uncertainty_stays_near_one_half_while_the_data_change() -> N
         assert 0.35 < median < 0.65, (noise, median)
 
 
-def test_uncertainty_is_the_entropy_of_the_responsibilities() -> None:
+def test_uncertainty_is_the_surprisal_against_the_streams_median() -> None:
     stream, memory = Stream(), MixtureMemory()
     stream.feed(memory, 1000)
     z = stream.draw(20)
-    r = memory.responsibilities(z)
-    assert torch.allclose(r.sum(dim=1), torch.ones(20), atol=1e-5)
-    expected = torch.special.entr(r.double()).sum(dim=1) / math.log(64)
-    assert torch.allclose(memory.uncertainty(z).double(), expected, atol=1e-5)
-    assert memory.uncertainty(z).min() >= 0.0
-    assert memory.uncertainty(z).max() <= 1.0
+    share = (memory.mass / memory.mass.sum()).double()
+    for point, uncertainty in zip(z, memory.uncertainty(z), strict=True):
+        near = [math.exp(4.0 * (float(torch.cosine_similarity(point, mean, dim=0)) - 1.0)) for mean in memory.means]
+        surprisal = -math.log(sum(float(pi) * one for pi, one in zip(share, near, strict=True)))
+        assert float(uncertainty) == pytest.approx(surprisal / (surprisal + math.exp(memory.log_median)), abs=1e-4)
+
+
+def test_what_was_never_heard_is_more_uncertain_than_anything_that_was() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    stream.feed(memory, 3000)
+    unheard = Stream(seed=9).draw(100)
+    assert memory.uncertainty(unheard).min() > memory.uncertainty(stream.draw(200)).max()
+
+
+def test_the_more_often_a_sound_is_heard_the_less_uncertain_it_is() -> None:
+    stream, memory = Stream(), MixtureMemory()
+    often, seldom = stream.centres[:1].repeat(7, 1), stream.centres[1:2]
+    for _ in range(400):
+        memory.update(stream.around(torch.cat([often, seldom])))
+    uncertainty = memory.uncertainty(stream.around(stream.centres[:2].repeat_interleave(50, dim=0)))
+    assert uncertainty[:50].max() < uncertainty[50:].min()
 
 
 def test_before_it_has_started_it_is_neutral_and_has_no_negatives() -> None:
@@ -216,15 +231,13 @@ def test_a_replica_sees_what_the_original_sees_even_in_half_precision() -> None:
     assert torch.allclose(rough.uncertainty(z), memory.uncertainty(z), atol=0.03)
 
 
-def test_responsibilities_belong_to_the_components_of_the_cluster_that_was_heard() -> None:
+def test_the_nearest_component_is_one_of_the_cluster_that_was_heard() -> None:
     stream, memory = Stream(), MixtureMemory()
     stream.feed(memory, 3000)
     labels = stream.labels(200)
-    r = memory.responsibilities(stream.around(stream.centres[labels]))
+    nearest = memory.nearest(stream.around(stream.centres[labels]))
     owner = (normalize(memory.means, dim=1) @ stream.centres.T).argmax(dim=1)
-    own = torch.stack([r[:, owner == cluster].sum(dim=1) for cluster in range(10)], dim=1)
-    assert (own.argmax(dim=1) == labels).float().mean() > 0.99
-    assert own[torch.arange(200), labels].mean() > 0.9
+    assert (owner[nearest] == labels).float().mean() > 0.99
 
 
 class MovingAverage:
