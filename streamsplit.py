@@ -60,12 +60,30 @@ def _plan_cuts(argv: list[str]) -> int:
     return plan_cuts(argv)
 
 
+def _profile(argv: list[str]) -> int:
+    from common.errors import ConfigError
+    from common.profile_command import main as profile
+
+    try:
+        return profile(argv)
+    except ConfigError as error:
+        return _refused(error)
+
+
+def _refused(error: Exception) -> int:
+    from common.config import EXIT_CONFIG
+
+    print(error, file=sys.stderr)
+    return EXIT_CONFIG
+
+
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (_demo, "run a whole fleet on this machine and write a report"),
     "broker": (_broker, "run an MQTT broker in the foreground"),
     "trainer": (_trainer, "run the trainer of a fleet"),
     "device": (_device, "run one device of a fleet"),
     "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
+    "profile": (_profile, "measure what each block of an encoder costs on this machine"),
     "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
 }
 

@@ -133,8 +133,12 @@ def window_forward_ms(profile: ComputeProfile) -> float:
 
 def save(profile: ComputeProfile, path: Path) -> None:
     """Write a profile as JSON, replacing the file at once; OSError where that cannot be."""
-    text = json.dumps(_ADAPTER.dump_python(profile, mode="json"), indent=1)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, f"{as_json(profile)}\n".encode())
+
+
+def as_json(profile: ComputeProfile) -> str:
+    """A profile as the text of its file."""
+    return json.dumps(_ADAPTER.dump_python(profile, mode="json"))
 
 
 def load(path: Path) -> ComputeProfile:
