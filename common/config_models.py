@@ -274,6 +274,12 @@ class DeviceConfig(Settings):
     emulate: bool = Field(
         default=False, description="Imitate the profile's speed and link, so that one machine can play several boards."
     )
+    emulate_conditions: ExistingFile | None = Field(
+        default=None,
+        validate_default=True,
+        description="CSV file of what happens to an emulated link and processor over time (device/conditions.py says "
+        "its columns); null: nothing.",
+    )
     source: SourceConfig = Field(description="Where its sound comes from.")
     speed: Literal["fast", "realtime"] = Field(
         default="realtime",
@@ -333,6 +339,13 @@ class DeviceConfig(Settings):
     @classmethod
     def _sound_is_permitted(cls, value: bool, info: ValidationInfo) -> bool:
         return permits_its_mode(value, info.data.get("fleet"))
+
+    @field_validator("emulate_conditions")
+    @classmethod
+    def _conditions_are_emulated(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not (info.data.get("emulate") and info.data.get("profile")):
+            raise refuse("conditions of a board that is not emulated", "only with a profile and emulate: true")
+        return value
 
     @field_validator("speed")
     @classmethod

@@ -33,6 +33,7 @@ class Profile(Settings):
     mobile_forward_ms: Number = Field(
         gt=0, le=60_000, description="Milliseconds for one window through the whole mobile encoder, one thread."
     )
+    cores: int = Field(default=4, ge=1, le=1024, description="Cores of its processor.")
     uplink_mbps: Number = Field(gt=0, le=100_000, description="Rate towards the broker in megabits per second.")
     downlink_mbps: Number = Field(gt=0, le=100_000, description="Rate from the broker in megabits per second.")
     round_trip_ms: Number = Field(ge=0, le=60_000, description="Round-trip time to the broker in milliseconds.")

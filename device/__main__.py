@@ -32,7 +32,7 @@ from common.views import reach_s, views_of
 from device.ambiguity import Ambiguity
 from device.captions import CaptionDraw
 from device.edge_learner import EdgeLearner
-from device.emulation import ComputeStretch, measure_forward_ms
+from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter, PowerModel
 from device.journal import Journal
 from device.loop import DeviceLoop, NeverReady, Pace
@@ -44,11 +44,12 @@ from device.sending import Sending
 from device.senses import Senses
 from device.sources import Source, open_source
 from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
-from device.telemetry import ResourceSampler
+from device.telemetry import ResourceSampler, Sampler
 from device.weights_exchange import WeightsExchange
 from device.windows import WINDOW_S
 
 if TYPE_CHECKING:
+    from device.conditions import ConditionPlayer
     from device.shaped_link import ShapedLink
 
 LOG = logging.getLogger("device")
@@ -66,6 +67,15 @@ class _Identity:
     device: str
     boot: str
     fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Board:
+    """What plays the board that this device imitates; nothing of it where it imitates none."""
+
+    link: ShapedLink | None
+    stretch: ComputeStretch | None
+    player: ConditionPlayer | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +97,9 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
     topics = Topics(settings.fleet.fleet)
     source = _source(settings)  # first: a folder that cannot be used is said before anything is started
     shaped = _shaped_link(settings)
+    stretch = _stretch(settings)
+    journal = Journal(settings.state_directory / "steps.jsonl")
+    player = _player(settings, shaped, stretch, journal)
     link = connect(
         settings.fleet,
         client_id=f"{settings.fleet.fleet}-{settings.id}",
@@ -95,13 +108,19 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
         outbound_capacity=OUTBOUND_CAPACITY,
         url=f"mqtt://127.0.0.1:{shaped.port}" if shaped else "",
     )
-    loop = _loop(settings, identity, link, topics, source, stop)
+    board = _Board(shaped, stretch, player)
+    loop = _loop(settings, identity, link, topics, source, board, journal, stop)
     link.start()
     try:
+        if player:
+            player.start()
         loop.run()
     except (ConfigError, NeverReady):
         link.stop()
         raise
+    finally:
+        if player:
+            player.stop()
     # After a bug of ours this is not reached: the connection breaks without a good-bye, and the will tells the fleet.
     link.stop(timeout_s=10.0)
     if shaped:
@@ -110,7 +129,14 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
 
 
 def _loop(
-    settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, source: Source, stop: threading.Event
+    settings: DeviceConfig,
+    identity: _Identity,
+    link: Link,
+    topics: Topics,
+    source: Source,
+    board: _Board,
+    journal: Journal,
+    stop: threading.Event,
 ) -> DeviceLoop:
     fleet = settings.fleet
     address = BrokerAddress.parse(fleet.broker.url)  # the link's own is the emulated link's, where there is one
@@ -158,7 +184,6 @@ def _loop(
         fingerprint=identity.fingerprint,
         limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
     )
-    journal = Journal(settings.state_directory / "steps.jsonl")
     return DeviceLoop(
         device=identity.device,
         boot=identity.boot,
@@ -199,12 +224,12 @@ def _loop(
             replica=replica,
             journal=journal,
             energy=_energy(settings),
-            sampler=ResourceSampler(),
+            sampler=_sampler(settings, board, journal),
             every_steps=settings.telemetry_every_steps,
-            uplink_mbps=_uplink(settings, link),
+            uplink_mbps=_uplink(link, board),
             steady_link=_steady_link(settings),
         ),
-        stretch=_stretch(settings, encoder),
+        stretch=board.stretch,
         journal=journal,
         stop=stop,
         broker=f"{address.host}:{address.port}",
@@ -313,10 +338,23 @@ def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: T
     )
 
 
-def _uplink(settings: DeviceConfig, link: Link) -> Callable[[], float | None]:
-    """Who tells the uplink's rate: the kernel, or the profile whose link is played (the kernel sees the loopback)."""
-    played = settings.profile if settings.emulate else None
+def _uplink(link: Link, board: _Board) -> Callable[[], float | None]:
+    """Who tells the uplink's rate: the kernel, or the link that is played (the kernel sees the loopback)."""
+    played = board.link
     return link.delivery_mbps if played is None else lambda: played.uplink_mbps
+
+
+def _sampler(settings: DeviceConfig, board: _Board, journal: Journal) -> Sampler:
+    """Who knows load and memory: this machine, or what is known of the board that it plays."""
+    if settings.profile is None or not settings.emulate:
+        return ResourceSampler()
+    player = board.player
+    return BoardSampler(
+        cores=settings.profile.cores,
+        memory_mb=settings.profile.memory_mb,
+        busy_s=lambda: journal.totals.busy_s,
+        others_cpu=lambda: player.others_cpu if player else 0.0,
+    )
 
 
 def _steady_link(settings: DeviceConfig) -> tuple[float | None, float | None] | None:
@@ -371,16 +409,29 @@ def _shaped_link(settings: DeviceConfig) -> ShapedLink | None:
     return shaped
 
 
-def _stretch(settings: DeviceConfig, encoder: Encoder) -> ComputeStretch | None:
+def _stretch(settings: DeviceConfig) -> ComputeStretch | None:
     if settings.profile is None or not settings.emulate:
         return None
-    mobile = encoder if encoder.name == "mobile" else build_encoder("mobile", seed=0)
+    mobile = build_encoder("mobile", seed=0)
     window = torch.zeros(1, 1, 64, 96)
     with torch.inference_mode():
         host_ms = measure_forward_ms(lambda: mobile(window))
     stretch = ComputeStretch(host_forward_ms=host_ms, board_forward_ms=settings.profile.mobile_forward_ms)
     LOG.info("%s: %s", settings.profile.name, stretch.describe())
     return stretch
+
+
+def _player(
+    settings: DeviceConfig, shaped: ShapedLink | None, stretch: ComputeStretch | None, journal: Journal
+) -> ConditionPlayer | None:
+    """Who plays what happens to the board; not where its link is not played (TLS)."""
+    if settings.emulate_conditions is None or shaped is None or stretch is None:
+        return None
+    from device.conditions import ConditionPlayer, read_conditions  # only an emulated device needs it
+
+    return ConditionPlayer(
+        read_conditions(settings.emulate_conditions), link=shaped, stretch=stretch, on_change=journal.condition
+    )
 
 
 if __name__ == "__main__":

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.link import LinkCounters
 from device.exchange import Exchange
+
+if TYPE_CHECKING:
+    from device.conditions import Condition
 
 
 @dataclass(slots=True)
@@ -28,13 +34,15 @@ class Totals:
 class Journal:
     """Appends to ``steps.jsonl``; a line is with the operating system when the call returns.
 
-    Every life of the device begins with a line of kind ``start``: windows and bytes count from there.
+    Every life of the device begins with a line of kind ``start``: windows and bytes count from there. ``monotonic_s``:
+    when a line was written, on the machine's monotonic clock, which processes of one machine share.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = _is_torn(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._lock = threading.Lock()
         self.totals = Totals()
         if torn:
             self._file.write("\n")
@@ -75,6 +83,10 @@ class Journal:
             **_bytes(counters),
         )
 
+    def condition(self, condition: Condition) -> None:
+        """What is played on an emulated device changes now. Called from the player's thread."""
+        self._write(kind="condition", **asdict(condition))
+
     def end(self, *, counters: LinkCounters) -> None:
         """The device stops by itself."""
         self._write(
@@ -87,7 +99,9 @@ class Journal:
         self._file.close()
 
     def _write(self, **values: object) -> None:
-        self._file.write(json.dumps(values) + "\n")
+        line = json.dumps({"monotonic_s": round(time.monotonic(), 3), **values}) + "\n"
+        with self._lock:
+            self._file.write(line)
 
 
 def _bytes(counters: LinkCounters) -> dict[str, object]:

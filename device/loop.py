@@ -436,7 +436,8 @@ class DeviceLoop:
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
         """Counts the time as compute, and makes it as long as it is on the emulated board."""
-        started_s = time.monotonic()
+        started_s = time.thread_time()
         with self._stretch.block() if self._stretch else contextlib.nullcontext():
             yield
-        self._journal.totals.busy_s += time.monotonic() - started_s
+        busy_s = time.thread_time() - started_s
+        self._journal.totals.busy_s += busy_s * (self._stretch.slowdown if self._stretch else 1.0)

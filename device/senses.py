@@ -16,7 +16,7 @@ from device.mailbox import Mailbox
 from device.replica import Replica
 from device.sources import Source
 from device.splitter import Decision
-from device.telemetry import LinkEstimate, ResourceSampler
+from device.telemetry import LinkEstimate, Sampler
 
 ROUND_TRIP_STEPS = 4  # steps without a quick answer after which the round trip is unknown
 QUEUE_CAPACITY = 16  # windows waiting at which the queue counts as full
@@ -38,7 +38,7 @@ class Senses:
         replica: Replica,
         journal: Journal,
         energy: EnergyMeter,
-        sampler: ResourceSampler,
+        sampler: Sampler,
         every_steps: int,
         uplink_mbps: Callable[[], float | None],
         steady_link: tuple[float | None, float | None] | None = None,

@@ -1,4 +1,4 @@
-"""A device's link made as slow, far and unreliable as a profile says: a TCP proxy with a rate, a delay and a switch.
+"""A device's link made as slow, far and unreliable as a profile says: a TCP proxy with rate, delay and a switch.
 
 In user space because the usual test machine's kernel has no ``netem``. All connections through one ``ShapedLink`` share
 its rate, as they would share a radio. It also counts the bytes it carries: the reference for a link's own counters.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import threading
 from collections import deque
@@ -30,6 +31,7 @@ class _Direction:
 
     bytes_per_s: float | None
     delay_s: float
+    jitter_s: float = 0.0
     free_s: float = 0.0
     carried_bytes: int = 0
 
@@ -60,7 +62,8 @@ class ShapedLink:
     """A proxy on a loopback port, in a thread of its own, in front of ``target_host:target_port``.
 
     ``uplink_mbps`` and ``downlink_mbps`` are 10**6 bits per second of TCP payload, None for unlimited; half of
-    ``round_trip_ms`` is added each way. Use it as a context manager, or ``start`` and ``stop``.
+    ``round_trip_ms`` is added each way, and of ``jitter_ms`` a random share of its half (uniform, by ``seed``); nothing
+    overtakes what was sent before. Use it as a context manager, or ``start`` and ``stop``.
     """
 
     def __init__(
@@ -70,10 +73,14 @@ class ShapedLink:
         uplink_mbps: float | None = None,
         downlink_mbps: float | None = None,
         round_trip_ms: float = 0.0,
+        jitter_ms: float = 0.0,
+        *,
+        seed: int = 0,
     ) -> None:
         self._target = (target_host, target_port)
-        self._up = _Direction(_bytes_per_s(uplink_mbps), round_trip_ms / 2000.0)
-        self._down = _Direction(_bytes_per_s(downlink_mbps), round_trip_ms / 2000.0)
+        self._random = random.Random(seed)
+        self._up, self._down = _Direction(None, 0.0), _Direction(None, 0.0)
+        self._shape(uplink_mbps, downlink_mbps, round_trip_ms, jitter_ms)
         self._pairs: set[_Pair] = set()
         self._server: asyncio.Server | None = None
         self._flows: asyncio.Event | None = None
@@ -121,6 +128,33 @@ class ShapedLink:
     def bytes_down(self) -> int:
         """Bytes taken from the target's side."""
         return self._down.carried_bytes
+
+    @property
+    def uplink_mbps(self) -> float | None:
+        """The rate upwards now; None: unlimited."""
+        return None if self._up.bytes_per_s is None else self._up.bytes_per_s * 8e-6
+
+    def shape(
+        self,
+        uplink_mbps: float | None,
+        downlink_mbps: float | None,
+        round_trip_ms: float,
+        jitter_ms: float = 0.0,
+    ) -> None:
+        """Another link from now on; what is on its way already arrives as it would have."""
+
+        async def change() -> None:
+            self._shape(uplink_mbps, downlink_mbps, round_trip_ms, jitter_ms)
+
+        self._call(change)
+
+    def _shape(
+        self, uplink_mbps: float | None, downlink_mbps: float | None, round_trip_ms: float, jitter_ms: float
+    ) -> None:
+        for direction, mbps in ((self._up, uplink_mbps), (self._down, downlink_mbps)):
+            direction.bytes_per_s = _bytes_per_s(mbps)
+            direction.delay_s = round_trip_ms / 2000.0
+            direction.jitter_s = jitter_ms / 2000.0
 
     def cut(self, *, silently: bool = False) -> None:
         """An outage: connections close, new ones are refused; ``silently``: they stay, nothing gets through."""
@@ -185,7 +219,8 @@ class ShapedLink:
                 await self._flowing()
                 direction.carried_bytes += len(data)
                 departs_s = direction.departs_s(len(data), self._loop.time())
-                on_the_way.append((departs_s + direction.delay_s, data))
+                delay_s = direction.delay_s + direction.jitter_s * self._random.random()
+                on_the_way.append((departs_s + delay_s, data))
                 filled.set()
                 await asyncio.sleep(departs_s - AHEAD_S - self._loop.time())
             on_the_way.append((self._loop.time() + direction.delay_s, b""))

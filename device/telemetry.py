@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -35,6 +36,14 @@ class Resources:
     temperature_c: float | None
     throttled: bool | None
     battery: float | None
+
+
+class Sampler(Protocol):
+    """Whoever knows the state of the board."""
+
+    def sample(self) -> Resources:
+        """As it is now."""
+        ...
 
 
 class ResourceSampler:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from device.emulation import ComputeStretch, measure_forward_ms
+from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
 
 
 class Time:
@@ -10,11 +10,19 @@ class Time:
 
     def __init__(self, late_s: float = 0.0) -> None:
         self.now_s = 50.0
+        self.cpu_s = 3.0
         self.late_s = late_s
         self.sleeps: list[float] = []
 
     def clock(self) -> float:
         return self.now_s
+
+    def cpu_clock(self) -> float:
+        return self.cpu_s
+
+    def wait(self, seconds: float) -> None:
+        """The host does something else."""
+        self.now_s += seconds
 
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
@@ -22,10 +30,13 @@ class Time:
 
     def compute(self, seconds: float) -> None:
         self.now_s += seconds
+        self.cpu_s += seconds
 
 
 def stretch(time: Time, *, host: float, board: float) -> ComputeStretch:
-    return ComputeStretch(host_forward_ms=host, board_forward_ms=board, clock=time.clock, sleep=time.sleep)
+    return ComputeStretch(
+        host_forward_ms=host, board_forward_ms=board, clock=time.clock, cpu_clock=time.cpu_clock, sleep=time.sleep
+    )
 
 
 def test_a_block_lasts_as_long_as_on_the_slower_board() -> None:
@@ -33,6 +44,49 @@ def test_a_block_lasts_as_long_as_on_the_slower_board() -> None:
     with stretch(time, host=2.0, board=10.0).block():
         time.compute(0.1)
     assert time.now_s - 50.0 == pytest.approx(0.5)
+
+
+def test_a_busy_host_does_not_make_the_board_slower_while_there_is_time() -> None:
+    time = Time()
+    board = stretch(time, host=2.0, board=10.0)
+    with board.block():
+        time.compute(0.1)
+        time.wait(0.3)
+    assert time.now_s - 50.0 == pytest.approx(0.5)
+    with board.block():
+        time.compute(0.1)
+        time.wait(0.9)
+    assert time.now_s - 50.0 == pytest.approx(0.5 + 1.0)
+    with board.block():
+        time.compute(0.1)
+    assert time.now_s - 50.0 == pytest.approx(0.5 + 1.0 + 0.5)
+
+
+def test_others_on_the_board_make_it_slower_still() -> None:
+    time = Time()
+    board = stretch(time, host=2.0, board=10.0)
+    board.shared = 3.0
+    with board.block():
+        time.compute(0.1)
+    assert time.now_s - 50.0 == pytest.approx(1.5)
+
+
+def test_the_load_of_a_board_is_its_own_compute_and_that_of_others() -> None:
+    time, busy_s, others = Time(), 0.0, 0.0
+    board = BoardSampler(cores=4, memory_mb=2**20, busy_s=lambda: busy_s, others_cpu=lambda: others, clock=time.clock)
+    busy_s = 1.0
+    time.wait(2.0)
+    sample = board.sample()
+    assert sample.cpu == pytest.approx(1.0 / 2.0 / 4)
+    assert 0.0 < sample.memory < 0.01
+    assert (sample.temperature_c, sample.throttled, sample.battery) == (None, None, None)
+    others = 0.5
+    time.wait(1.0)
+    assert board.sample().cpu == pytest.approx(0.5)
+    others = 1.0
+    busy_s = 3.0
+    time.wait(1.0)
+    assert board.sample().cpu == 1.0
 
 
 def test_a_faster_board_is_a_ratio_and_no_sleep() -> None:
