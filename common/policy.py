@@ -13,6 +13,9 @@ from dataclasses import astuple, dataclass
 UPLINK_MBPS = (0.01, 1000.0)
 ROUND_TRIP_MS = (1.0, 10_000.0)
 TEMPERATURE_C = (30.0, 85.0)
+FORWARD_MS = (1.0, 1000.0)
+# Weight of the newest measurement of the link in the mean that is observed: one a step, so a change shows in two.
+LINK_SMOOTHING = 0.5
 # An uncertainty this old counts as half old: about the length of an acoustic scene.
 HALF_AGE_S = 30.0
 
@@ -23,7 +26,8 @@ class Observation:
 
     `uncertainty`: of the last answered window; `uncertainty_age`: 0 fresh, 1 very old or never known; `heat`: 30 to
     85 °C, 1 when throttled; `uplink`, `round_trip`: logarithmic; `battery`: 1 on mains; `queue`: how full the queue of
-    windows is; `cut`: the current cut over the number of blocks.
+    windows is; `cut`: the current cut over the number of blocks; `slowness`: logarithmic, one window through the whole
+    encoder on this device, idle; `held`: the deepest cut whose blocks are here at the current version, over the same.
     """
 
     uncertainty: float
@@ -36,6 +40,8 @@ class Observation:
     battery: float
     queue: float
     cut: float
+    slowness: float
+    held: float
 
     def __post_init__(self) -> None:
         for name, value in zip(OBSERVATION_NAMES, self.values(), strict=True):
@@ -65,14 +71,16 @@ def observe(
     queue_capacity: int,
     cut: int,
     depth: int,
+    forward_ms: float | None,
+    held: int,
 ) -> Observation:
     """The observation from what was measured; None is "not known here", and out-of-range values are clipped.
 
-    `depth`: the encoder's number of blocks, `cut` in 0..depth. Not known: uncertainty, uplink and round trip 0.5,
-    age 1, heat 0, battery 1. Raises ValueError for NaN, a cut outside 0..depth or an empty scale.
+    `depth`: the encoder's number of blocks, `cut` and `held` in 0..depth. Not known: uncertainty, uplink, round trip
+    and slowness 0.5, age 1, heat 0, battery 1. Raises ValueError for NaN, a cut outside 0..depth or an empty scale.
     """
-    if not (0 <= cut <= depth and depth > 0 and queue_capacity > 0):
-        raise ValueError(f"cut {cut} of {depth} blocks, queue of {queue_capacity}: cannot be scaled")
+    if not (0 <= cut <= depth and 0 <= held <= depth and depth > 0 and queue_capacity > 0):
+        raise ValueError(f"cut {cut}, held {held} of {depth} blocks, queue of {queue_capacity}: cannot be scaled")
     return Observation(
         uncertainty=0.5 if uncertainty is None else _clip(uncertainty),
         uncertainty_age=1.0 if uncertainty is None or uncertainty_age_s is None else scale_age(uncertainty_age_s),
@@ -84,6 +92,8 @@ def observe(
         battery=1.0 if battery is None else _clip(battery),
         queue=_clip(queue_depth / queue_capacity),
         cut=cut / depth,
+        slowness=0.5 if forward_ms is None else scale_forward(forward_ms),
+        held=held / depth,
     )
 
 
@@ -95,6 +105,11 @@ def scale_uplink(mbps: float) -> float:
 def scale_round_trip(ms: float) -> float:
     """0 at 1 ms and below, 1 at 10 s and above, logarithmic between."""
     return _logarithmic(ms, *ROUND_TRIP_MS)
+
+
+def scale_forward(ms: float) -> float:
+    """0 at 1 ms and below, 1 at 1 s and above, logarithmic between."""
+    return _logarithmic(ms, *FORWARD_MS)
 
 
 def scale_age(seconds: float) -> float:

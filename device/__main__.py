@@ -25,6 +25,7 @@ from common.link import Link
 from common.link_address import BrokerAddress
 from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
+from common.power_model import PowerModel
 from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
 from common.split import cut_table, format_cut_table
 from common.topics import Topics
@@ -33,7 +34,7 @@ from device.ambiguity import Ambiguity
 from device.captions import CaptionDraw
 from device.edge_learner import EdgeLearner
 from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
-from device.energy import EnergyMeter, PowerModel
+from device.energy import EnergyMeter
 from device.journal import Journal
 from device.loop import DeviceLoop, NeverReady, Pace
 from device.mailbox import Mailbox
@@ -227,6 +228,7 @@ def _loop(
             sampler=_sampler(settings, board, journal),
             every_steps=settings.telemetry_every_steps,
             uplink_mbps=_uplink(link, board),
+            forward_ms=settings.profile.mobile_forward_ms if settings.profile else None,
             steady_link=_steady_link(settings),
         ),
         stretch=board.stretch,

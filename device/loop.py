@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from common import messages
+from common.actions import allowed_mask
 from common.audio_codec import AudioCodec, encode_audio
 from common.block_optimizer import BlockOptimizers
 from common.codec import Codec, encode
@@ -37,7 +38,7 @@ from device.replica import Replica
 from device.sending import Sending
 from device.senses import Senses
 from device.sources import Source
-from device.splitter import Splitter, allowed_mask
+from device.splitter import Splitter
 from device.weights_exchange import WeightsExchange
 from device.windows import WINDOW_S, Window
 

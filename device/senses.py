@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from common import messages
 from common.link import Link
-from common.policy import Observation, observe
+from common.policy import LINK_SMOOTHING, Observation, observe
+from common.split import client_names
 from common.topics import Topics
 from device.energy import EnergyMeter
 from device.exchange import Exchange
@@ -41,9 +42,14 @@ class Senses:
         sampler: Sampler,
         every_steps: int,
         uplink_mbps: Callable[[], float | None],
+        forward_ms: float | None,
         steady_link: tuple[float | None, float | None] | None = None,
     ) -> None:
-        """``steady_link``: (uplink_mbps, round_trip_ms); with it decisions rest on them and on nothing measured."""
+        """``steady_link``: (uplink_mbps, round_trip_ms); with it decisions rest on them and on nothing measured.
+
+        ``forward_ms``: one window through the whole encoder on this device when idle; None: not known.
+        """
+        self._forward_ms = forward_ms
         self._steady_link = steady_link
         self._uplink_mbps = uplink_mbps
         self._topic = topics.telemetry(device)
@@ -57,7 +63,7 @@ class Senses:
         self._energy = energy
         self._sampler = sampler
         self._every_steps = every_steps
-        self._estimate = LinkEstimate()
+        self._estimate = LinkEstimate(alpha=LINK_SMOOTHING)
         self._resources = sampler.sample()
         self._decision: Decision | None = None
         self._observation: Observation | None = None
@@ -87,8 +93,14 @@ class Senses:
             queue_capacity=QUEUE_CAPACITY,
             cut=cut,
             depth=self._depth,
+            forward_ms=self._forward_ms,
+            held=self._deepest_held(),
         )
         return self._observation
+
+    def _deepest_held(self) -> int:
+        """The deepest cut to which the device could move without fetching anything; 0 where there is none."""
+        return next((cut for cut in range(self._depth, 0, -1) if self._replica.current(client_names(cut))), 0)
 
     def _steady(self, uplink_mbps: float | None, round_trip_ms: float | None, cut: int) -> Observation:
         return observe(
@@ -105,6 +117,8 @@ class Senses:
             queue_capacity=QUEUE_CAPACITY,
             cut=cut,
             depth=self._depth,
+            forward_ms=None,
+            held=cut,
         )
 
     def note(self, decision: Decision) -> None:

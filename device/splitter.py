@@ -1,18 +1,12 @@
-"""Where the encoder is cut for the next window: which actions are allowed, and the two splitters that need no learning.
-
-An action is a cut or `LOCAL`, a local step with nothing sent. A mask has one place per cut 0..L and `LOCAL` last, so
-that `mask[action]` is right for every action.
-"""
+"""Where the encoder is cut for the next window: the two splitters that need no learning."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.actions import LOCAL
 from common.policy import Observation, scale_round_trip, scale_uplink
-
-LOCAL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +27,6 @@ class Splitter(Protocol):
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         """Choose one of the actions `mask` allows; ValueError when it allows none."""
         ...
-
-
-def allowed_mask(
-    *,
-    depth: int,
-    min_cut: int,
-    device_cuts: Collection[int],
-    allowed_by_trainer: Collection[int] | None,
-    pinned_cut: int | None,
-    online: bool,
-    current_cut: int | None = None,
-    decisions_since_change: int = 0,
-    dwell: int = 0,
-) -> tuple[bool, ...]:
-    """Which of the cuts 0..depth, and `LOCAL`, may be chosen now.
-
-    The privacy floor comes first: no cut below `min_cut` is ever allowed, whatever the trainer allows or pins; a pin
-    below it means the smallest cut that is allowed. `device_cuts`: what this device can run now. `allowed_by_trainer`:
-    None or empty is "all"; a wish that leaves nothing is void. Offline only `LOCAL` is left. A pin leaves one cut and
-    not `LOCAL`. For `dwell` decisions after a change of the cut the current one stays the only cut.
-    Raises ValueError for a `min_cut` outside 0..depth.
-    """
-    if not 0 <= min_cut <= depth:
-        raise ValueError(f"min_cut is {min_cut}, allowed is 0 to {depth}")
-    runnable = frozenset(cut for cut in device_cuts if min_cut <= cut <= depth)
-    if not online or not runnable:
-        return _mask(depth, frozenset(), local=True)
-    if pinned_cut is not None:
-        return _mask(depth, frozenset({_at_or_above(runnable, pinned_cut)}), local=False)
-    cuts = runnable & frozenset(allowed_by_trainer or ()) or runnable
-    if current_cut in cuts and decisions_since_change < dwell:
-        cuts = frozenset({current_cut})
-    return _mask(depth, cuts, local=True)
 
 
 class FixedSplitter:
@@ -143,14 +104,6 @@ class _Latch:
     def update(self, value: float) -> bool:
         self._on = value >= self._enter or (self._on and value > self._leave)
         return self._on
-
-
-def _mask(depth: int, cuts: frozenset[int], *, local: bool) -> tuple[bool, ...]:
-    return (*(cut in cuts for cut in range(depth + 1)), local)
-
-
-def _at_or_above(cuts: frozenset[int], wanted: int) -> int:
-    return min((cut for cut in cuts if cut >= wanted), default=max(cuts))
 
 
 def _cuts(mask: tuple[bool, ...]) -> list[int]:

@@ -83,7 +83,7 @@ class ResourceSampler:
 class LinkEstimate:
     """Rate and round trip as moving averages (weight `alpha` for the newest), each None until first observed."""
 
-    def __init__(self, *, alpha: float = 0.3) -> None:
+    def __init__(self, *, alpha: float) -> None:
         if not 0.0 < alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}, allowed is above 0 up to 1")
         self._alpha = alpha

@@ -23,6 +23,8 @@ MEASURED: dict[str, Any] = {
     "queue_capacity": 16,
     "cut": 6,
     "depth": 8,
+    "forward_ms": 10.0,
+    "held": 8,
 }
 
 
@@ -31,7 +33,7 @@ def seen(**changes: object) -> Observation:
 
 
 def test_every_measurement_lands_on_its_scale() -> None:
-    assert seen().values() == pytest.approx((0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.5, 0.9, 0.25, 0.75))
+    assert seen().values() == pytest.approx((0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.5, 0.9, 0.25, 0.75, 1 / 3, 1.0))
 
 
 def test_the_order_of_the_fields_is_part_of_the_protocol() -> None:
@@ -46,6 +48,8 @@ def test_the_order_of_the_fields_is_part_of_the_protocol() -> None:
         "battery",
         "queue",
         "cut",
+        "slowness",
+        "held",
     )
 
 
@@ -58,7 +62,9 @@ def test_what_is_not_known_has_its_stated_value() -> None:
         uplink_mbps=None,
         round_trip_ms=None,
         battery=None,
+        forward_ms=None,
     )
+    assert unknown.slowness == 0.5
     assert (unknown.uncertainty, unknown.uncertainty_age) == (0.5, 1.0)
     assert (unknown.heat, unknown.uplink, unknown.round_trip, unknown.battery) == (0.0, 0.5, 0.5, 1.0)
 

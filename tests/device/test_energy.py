@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from device.energy import Energy, EnergyMeter, PowerModel, rapl_packages
+from common.power_model import PowerModel
+from device.energy import Energy, EnergyMeter, rapl_packages
 
 PI = PowerModel(
     idle_watts=2.0,

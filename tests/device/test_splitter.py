@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.actions import LOCAL, allowed_mask
 from common.policy import Observation, observe, scale_round_trip, scale_uplink
-from device.splitter import LOCAL, FixedSplitter, HeuristicSplitter, Splitter, allowed_mask
+from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
 
 L = 8
 CALM = observe(
@@ -25,6 +26,8 @@ CALM = observe(
     queue_capacity=16,
     cut=5,
     depth=L,
+    forward_ms=20.0,
+    held=5,
 )
 
 

@@ -114,12 +114,12 @@ def test_a_failing_sensor_is_said_once_and_unknown_from_then_on(
 
 
 def test_nothing_is_known_of_a_link_before_it_is_used() -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     assert (link.uplink_mbps, link.round_trip_ms) == (None, None)
 
 
 def test_the_first_observation_counts_whole() -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     link.uplink(4.0)
     link.round_trip(0.040)
     assert link.uplink_mbps == pytest.approx(4.0)
@@ -127,14 +127,14 @@ def test_the_first_observation_counts_whole() -> None:
 
 
 def test_a_new_round_trip_counts_three_tenths() -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     for seconds in (0.1, 0.2, 0.2):
         link.round_trip(seconds)
     assert link.round_trip_ms == pytest.approx((0.7 * (0.7 * 0.1 + 0.3 * 0.2) + 0.3 * 0.2) * 1e3)
 
 
 def test_a_rate_that_changes_is_followed() -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     link.uplink(8.0)
     for _ in range(30):
         link.uplink(0.8)
@@ -143,7 +143,7 @@ def test_a_rate_that_changes_is_followed() -> None:
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_a_time_that_cannot_be_is_refused(value: float) -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     with pytest.raises(ValueError, match="seconds"):
         link.round_trip(value)
     with pytest.raises(ValueError, match="mbps"):

@@ -1,0 +1,223 @@
+"""What every decision would cost along a trace: tables that the simulator and its oracle look up.
+
+Times are those of a measured profile of the encoder, scaled to a board; bytes are those of real messages, encoded;
+energy is the board's power model. Nothing here depends on what was decided before: that is `trainer.simulated_device`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common import messages
+from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec, EncodedTensor, encode
+from common.compute_profile import ComputeProfile, window_forward_ms
+from common.encoder import Encoder
+from common.power_model import PowerModel
+from common.split import VIEWS, cut_table
+from common.topics import Topics
+from common.traffic import packet_bytes
+from trainer.link_traces import STEP_S, Trace
+
+Values = NDArray[np.float64]
+
+WINDOWS = 8  # of a decision: a step of the fleet's default parts_per_step
+VIEWS_SHARE = (
+    0.31  # of the encoder's forward time for both views: log-mel and augmentation (1.5 against 4.8 ms, measured)
+)
+SERVER_S = 0.03  # part received to embedding published while training runs: README's p95 of 47 ms is the bad case
+BATCH_S = 0.1  # what the gradients of a step take longer than its embeddings: the batch waits for the other devices
+MERGE_BATCHES = 50  # the trainer's merge_every: a version every so many decisions
+WHOLE_BYTES = 2  # of a parameter that is fetched whole, in fp16
+BOOT = "0" * 16
+STEP = 70_000  # a number with as many bytes as those of a long run
+TELEMETRY_BYTES = 650  # a packet of telemetry, once a decision (tests/trainer/test_simulated_costs.py)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A kind of device. ``forward_ms``: one window through the whole encoder, of one view, as its profile states it."""
+
+    name: str
+    forward_ms: float
+    power: PowerModel
+
+
+@dataclass(frozen=True, slots=True)
+class CutCosts:
+    """An encoder at every cut, `[L + 1]` each; times on a machine that takes 1 ms for a window of one view.
+
+    Attributes:
+        forward_ms, train_ms: of one window's two views on the device: views made and embedded; the same with backward.
+        up_bytes, down_bytes: of one window: packets of activations, and of embedding and gradient.
+        answer_bytes: of these, the embedding.
+        exchange_bytes: of one window's share in the exchange of weights.
+        whole_bytes: of the weights of everything before the cut.
+    """
+
+    forward_ms: Values
+    train_ms: Values
+    up_bytes: Values
+    down_bytes: Values
+    answer_bytes: Values
+    exchange_bytes: Values
+    whole_bytes: Values
+
+    @property
+    def depth(self) -> int:
+        """``L``."""
+        return len(self.forward_ms) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """One board along one trace: `[D, L + 2]` for D decisions and every action, `LOCAL` last, or `[D]`.
+
+    Attributes:
+        service_s: how long the device is occupied by one window, the wait for the step's gradients included.
+        delay_s: window taken up to embedding on the device.
+        answered, local: shares of the windows that are learned from with the fleet, and alone.
+        bytes_moved: both ways, per window, without fetches of blocks.
+        joules: above idle, per window, without fetches of blocks.
+        answer_s: activations sent to embedding received, the quickest of the decision's; NaN where none is answered.
+        busy: share of the time that the device itself computes.
+        online, load, uplink_mbps, uncertainty: at the decision, or its windows' mean; `last_uncertainty`: its last's.
+        fetch_joules: per byte fetched.
+        forward_ms: as `Board`.
+    """
+
+    service_s: Values
+    delay_s: Values
+    answered: Values
+    local: Values
+    bytes_moved: Values
+    joules: Values
+    answer_s: Values
+    busy: Values
+    online: NDArray[np.bool_]
+    load: Values
+    uplink_mbps: Values
+    uncertainty: Values
+    last_uncertainty: Values
+    whole_bytes: Values
+    fetch_joules: float
+    forward_ms: float
+
+    def __len__(self) -> int:
+        return len(self.load)
+
+    @property
+    def depth(self) -> int:
+        """``L``."""
+        return len(self.whole_bytes) - 1
+
+
+def cut_costs(encoder: Encoder, profile: ComputeProfile, *, topics: Topics, device: str) -> CutCosts:
+    """What every cut of `encoder` costs, by a measured profile of it and by messages of the default codecs."""
+    cuts = range(encoder.depth + 1)
+    unit = profile.slower(1.0 / window_forward_ms(profile))
+    views_ms = VIEWS_SHARE * unit.client_forward_ms(encoder.depth)
+    rows = cut_table(encoder, Codec.parse(DEFAULT_ACTIVATIONS_CODEC), change_codec="int4", delta_codec="int4")
+    packets = np.array([_packets(encoder, cut, topics, device) for cut in cuts], dtype=np.float64)
+    return CutCosts(
+        forward_ms=np.array([views_ms + unit.client_forward_ms(cut) for cut in cuts]),
+        train_ms=np.array([views_ms + unit.client_ms(cut) for cut in cuts]),
+        up_bytes=packets[:, 0] + TELEMETRY_BYTES / WINDOWS,
+        down_bytes=packets[:, 1] + packets[:, 2],
+        answer_bytes=packets[:, 1],
+        exchange_bytes=np.array([row.exchange_bytes for row in rows]) / (MERGE_BATCHES * WINDOWS),
+        whole_bytes=np.array([WHOLE_BYTES * row.device_parameters for row in rows], dtype=np.float64),
+    )
+
+
+def _packets(encoder: Encoder, cut: int, topics: Topics, device: str) -> tuple[int, int, int]:
+    """Bytes of one window's activations, embedding (none at the last cut) and gradient, as packets."""
+    generator = torch.Generator().manual_seed(cut)
+    values = torch.randn((VIEWS, *encoder.activation_shape(cut)), generator=generator)
+    tensor = encode(values, Codec.parse(DEFAULT_ACTIVATIONS_CODEC))
+    activations = messages.Activations(
+        BOOT, STEP, 7, False, cut, 1000, 2000, 100, STEP, 10**8, "room", tensor
+    )  # fmt: skip
+    gradient = encode(values, Codec.parse(DEFAULT_GRADIENT_CODEC), generator)
+    answer = messages.Gradient(BOOT, STEP, 7, "ok", "", 1.0, 1e-3, False, gradient)
+    up = packet_bytes(topics.activations(device), messages.encode(activations), qos=0, expires=True)
+    down = packet_bytes(topics.gradient(device), messages.encode(answer), qos=0, expires=True)
+    if cut == encoder.depth:
+        return up, 0, down
+    embedding = messages.Embedding(BOOT, STEP, 7, 1000, 0.5, _embedding(encoder, generator))
+    return up, packet_bytes(topics.embedding(device), messages.encode(embedding), qos=0, expires=True), down
+
+
+def _embedding(encoder: Encoder, generator: torch.Generator) -> EncodedTensor:
+    return encode(torch.randn((1, encoder.embedding_dim), generator=generator), Codec.parse("int8"))
+
+
+def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
+    """What every action would cost at every decision of the trace; windows that make no whole decision are left out."""
+    decisions = len(trace) // WINDOWS
+    load, up_mbps, down_mbps, round_trip_ms, uncertainty = (
+        values[: decisions * WINDOWS].astype(np.float64).reshape(decisions, WINDOWS, 1)
+        for values in (trace.load, trace.uplink_mbps, trace.downlink_mbps, trace.round_trip_ms, trace.uncertainty)
+    )
+    online = trace.online[: decisions * WINDOWS].reshape(decisions, WINDOWS, 1)
+    speed = 1.0 - load
+    compute_s = np.append(costs.train_ms, costs.train_ms[-1]) * board.forward_ms * 1e-3
+    sent = np.append(np.ones(costs.depth + 1, dtype=bool), False) & online
+    embedded = np.append(costs.forward_ms, costs.train_ms[-1]) * board.forward_ms * 1e-3
+    answers = sent & (np.arange(costs.depth + 2) < costs.depth)
+    with np.errstate(divide="ignore"):
+        up_s = _padded(costs.up_bytes) * 8e-6 / np.where(online, up_mbps, np.inf)
+        down_s = _padded(costs.answer_bytes) * 8e-6 / np.where(online, down_mbps, np.inf)
+    answer_s = up_s + 1e-3 * round_trip_ms + SERVER_S + down_s
+    # What an outage interrupts is lost: a step whose gradients never come. The windows in it are local steps.
+    interrupted = sent & ~online.all(axis=1, keepdims=True)
+    wait_s = np.where(sent, answer_s + BATCH_S, 0.0) / WINDOWS
+    whole = compute_s[-1]
+    occupied_s = np.where(sent, compute_s, whole) / speed
+    service_s = np.maximum(occupied_s, np.where(sent, up_s, 0.0)) + wait_s
+    delay_s = np.where(sent, embedded, embedded[-1]) / speed + np.where(answers, answer_s, 0.0)
+    moved = np.append(costs.up_bytes + costs.down_bytes + costs.exchange_bytes, 0.0) * sent
+    up_share = np.append(costs.up_bytes + costs.exchange_bytes / 2, 0.0) * sent
+    radio = 1e-6 * (
+        board.power.radio_joules_per_megabyte_up * up_share
+        + board.power.radio_joules_per_megabyte_down * (moved - up_share)
+    )
+    computing_s = np.where(sent, compute_s, whole)
+    return Tables(
+        service_s=service_s.mean(axis=1),
+        delay_s=delay_s.mean(axis=1),
+        answered=(sent & ~interrupted).mean(axis=1),
+        local=(~sent).mean(axis=1),
+        bytes_moved=moved.mean(axis=1),
+        joules=(radio + board.power.compute_watts * computing_s).mean(axis=1),
+        answer_s=_quickest(answer_s, answers),
+        busy=np.minimum(occupied_s / STEP_S, 1.0).mean(axis=1) * speed.mean(axis=1),
+        online=online[:, 0, 0],
+        load=load.mean(axis=1)[:, 0],
+        uplink_mbps=_mean_where(up_mbps, online),
+        uncertainty=uncertainty.mean(axis=1)[:, 0],
+        last_uncertainty=uncertainty[:, -1, 0],
+        whole_bytes=costs.whole_bytes,
+        fetch_joules=1e-6 * board.power.radio_joules_per_megabyte_down,
+        forward_ms=board.forward_ms,
+    )
+
+
+def _padded(values: Values) -> Values:
+    return np.append(values, 0.0)
+
+
+def _quickest(answer_s: Values, answers: NDArray[np.bool_]) -> Values:
+    quickest = np.where(answers, answer_s, np.inf).min(axis=1)
+    return np.where(np.isfinite(quickest), quickest, np.nan)
+
+
+def _mean_where(values: Values, chosen: NDArray[np.bool_]) -> Values:
+    """The mean over a decision's windows that are online; NaN where none is."""
+    count = chosen.sum(axis=1)[:, 0]
+    with np.errstate(invalid="ignore"):
+        mean: Values = np.where(chosen, values, 0.0).sum(axis=1)[:, 0] / count
+    return mean

@@ -1,0 +1,122 @@
+"""One decision of a simulated device: what it leads to and what it was worth, for whole arrays of devices.
+
+State is small and whole on purpose (cut, decisions since it changed, windows waiting, deepest blocks held), so that the
+oracle can enumerate it: the same function moves the simulator and the dynamic programme.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.link_traces import STEP_S
+from trainer.reward import RewardWeights, reward, utility
+from trainer.simulated_costs import MERGE_BATCHES, WINDOWS, Tables
+
+Values = NDArray[np.float64]
+Counts = NDArray[np.intp]
+
+QUEUE_CAPACITY = 16  # windows: older ones are dropped (device/senses.py calls this many a full queue)
+DWELL = 2  # decisions for which a cut is kept: 16 windows
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One decision's columns of `Tables`, for the action taken; every array of one shape."""
+
+    service_s: Values
+    delay_s: Values
+    answered: Values
+    local: Values
+    bytes_moved: Values
+    joules: Values
+    uncertainty: Values
+    fetch_joules: Values
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Where a decision leads: the new state, and the reward."""
+
+    cut: Counts
+    since: Counts
+    queue: Counts
+    held: Counts
+    reward: Values
+
+
+def row_of(table: Tables, step: int, action: Counts) -> Row:
+    """The columns of one trace's decision `step` for `action` (`L + 1` is local)."""
+    return Row(
+        service_s=table.service_s[step, action],
+        delay_s=table.delay_s[step, action],
+        answered=table.answered[step, action],
+        local=table.local[step, action],
+        bytes_moved=table.bytes_moved[step, action],
+        joules=table.joules[step, action],
+        uncertainty=np.broadcast_to(table.uncertainty[step], action.shape),
+        fetch_joules=np.broadcast_to(table.fetch_joules, action.shape),
+    )
+
+
+def advance(
+    row: Row,
+    *,
+    action: Counts,
+    cut: Counts,
+    since: Counts,
+    queue: Counts,
+    held: Counts,
+    whole_bytes: Values,
+    merged: NDArray[np.bool_],
+    weights: RewardWeights,
+) -> Next:
+    """Take `action` (an index into the mask: `L + 1` is local) in the given state.
+
+    A move deeper fetches what is not held at the current version, charged in bytes and energy, not in time: windows go
+    on at the old cut meanwhile. `merged`: a new version came, and only blocks before the cut follow it. Windows that
+    find the queue full are dropped and count as lost and as late as can be. `whole_bytes`: [L + 1].
+    """
+    depth = len(whole_bytes) - 1
+    held = np.where(merged, cut, held)
+    is_local = action > depth
+    target = np.where(is_local, cut, action)
+    moved = target != cut
+    fetched = np.maximum(whole_bytes[target] - whole_bytes[np.maximum(held, 0)], 0.0) / WINDOWS
+    served = np.minimum(queue + WINDOWS, np.floor(WINDOWS * STEP_S / row.service_s)).astype(np.intp)
+    waiting = queue + WINDOWS - served
+    after = np.minimum(waiting, QUEUE_CAPACITY)
+    kept = 1.0 - (waiting - after) / WINDOWS
+    late_ms = 1e3 * (row.delay_s + 0.5 * (queue + after) * row.service_s)
+    most_ms = weights.most_late * weights.latency_budget_ms
+    share = kept * np.where(is_local, 1.0, row.answered + row.local)
+    latency_ms = share * np.minimum(late_ms, most_ms) + (1.0 - share) * most_ms
+    worth = reward(
+        utility=utility(
+            kept * row.answered,
+            kept * row.local,
+            row.uncertainty,
+            local_utility=weights.local_utility,
+            uncertainty_weight=weights.uncertainty_weight,
+        ),
+        latency_ms=latency_ms,
+        energy_joules=kept * row.joules + fetched * row.fetch_joules,
+        bytes_moved=kept * row.bytes_moved + fetched,
+        moved=moved.astype(np.float64),
+        w=weights,
+    )
+    return Next(
+        cut=target,
+        since=np.where(moved, 1, np.minimum(since + 1, DWELL)),
+        queue=after,
+        held=np.maximum(target, held),
+        reward=worth,
+    )
+
+
+def is_merge(step: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Whether a version was published before this decision."""
+    merges: NDArray[np.bool_] = step % MERGE_BATCHES == 0
+    return merges

@@ -1,0 +1,46 @@
+"""The simulated fleet: which boards run along which traces, with what an encoder was measured to cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.compute_profile import load
+from common.config import PROFILES, load_profile
+from common.encoder import Encoder, build_encoder
+from common.power_model import PowerModel
+from common.topics import Topics
+from trainer.link_traces import KINDS, TraceKind, generate
+from trainer.simulated_costs import Board, CutCosts, Tables, cut_costs, tables
+
+BOARDS = ("raspberry-pi-zero-2w", "raspberry-pi-4", "raspberry-pi-5")
+COMPUTE = PROFILES.parent / "compute"
+TOPICS = Topics("fleet")  # names as long as usual: they stand in every packet
+DEVICE = "kitchen"
+
+
+def shipped_board(name: str, *, slower: float = 1.0) -> Board:
+    """A board by the name of its shipped profile, or one `slower` times as slow; ConfigError for an unknown name."""
+    profile = load_profile(name)
+    power = PowerModel(**profile.power.model_dump(exclude={"source"}))
+    return Board(name, slower * profile.mobile_forward_ms, power)
+
+
+def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
+    """What every cut of an encoder costs; `compute`: its measured profile, else the shipped one of that encoder.
+
+    Raises:
+        ConfigError: there is no such file, or it is not one that ``streamsplit profile`` wrote.
+    """
+    encoder: Encoder = build_encoder(name, seed=0)
+    return cut_costs(encoder, load(compute or COMPUTE / f"{name}.json"), topics=TOPICS, device=DEVICE)
+
+
+def fleet_tables(
+    traces: Sequence[tuple[TraceKind, int]], costs: CutCosts, *, steps: int, boards: Sequence[Board]
+) -> list[Tables]:
+    """One device a trace; boards take turns over kinds and seeds, so that every kind meets every board."""
+    return [
+        tables(generate(kind, seed, steps=steps), boards[(seed + KINDS.index(kind)) % len(boards)], costs)
+        for kind, seed in traces
+    ]
