@@ -248,11 +248,22 @@ class SourceConfig(Settings):
 class SplitterConfig(Settings):
     """How the device chooses its cut."""
 
-    kind: Literal["fixed", "heuristic", "local"] = Field(
+    kind: Literal["fixed", "heuristic", "policy", "local"] = Field(
         default="fixed",
-        description="fixed: always cut; heuristic: from load and link; local: nothing is sent, it learns alone.",
+        description="fixed: always cut; heuristic: from load and link; policy: by a learned policy, without one as "
+        "heuristic; local: nothing is sent, it learns alone.",
     )
-    cut: Cut = Field(default=5, description="Blocks of the encoder that run on the device; the heuristic starts there.")
+    cut: Cut = Field(default=5, description="Blocks of the encoder that run on the device; the others start there.")
+    policy: ExistingFile | None = Field(
+        default=None,
+        description="Policy to begin with, from streamsplit train-policy; null: the shipped one, if there is one.",
+    )
+    exploration: Number = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Share of a policy's decisions that are drawn by chance, so that the fleet can learn from them.",
+    )
 
 
 class DeviceConfig(Settings):

@@ -27,13 +27,14 @@ from common.message_wire import (
     max_bytes,
     message,
 )
+from common.policy_network import MOST_BYTES
 from common.topics import IDENTITY, MAX_CHUNKS, WEIGHTS_NAME
 
 __all__ = [
     "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "Audio", "DeltaChunk", "DesiredConfig", "DeviceStatus",
     "Embedding", "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry",
-    "MixtureStatistics", "SplitterUpdate", "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk", "decode",
-    "decode_any", "encode", "max_bytes",
+    "MixtureStatistics", "PolicyUpdate", "SplitterUpdate", "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk",
+    "decode", "decode_any", "encode", "max_bytes",
 ]  # fmt: skip
 
 KIB = 1024
@@ -236,6 +237,20 @@ class SplitterUpdate:
     version: Counter
     pinned_cut: Cut | None
     allowed_cuts: Annotated[tuple[Cut, ...], Most(65)]
+
+
+@message("policy", max_bytes=60 * KIB)
+@dataclass(frozen=True, slots=True)
+class PolicyUpdate:
+    """The splitter's network: ``data`` is what `common.policy_network` packs, ``digest`` is of it.
+
+    Its owner is the process that learns policies; pins and allowed cuts are the trainer's and travel apart.
+    """
+
+    version: Counter
+    encoder: ShortText
+    digest: Digest
+    data: Annotated[bytes, blob(MOST_BYTES)]
 
 
 @message("config", max_bytes=2 * KIB)

@@ -36,6 +36,7 @@ class Kind(StrEnum):
     EMBEDDING = "down/embedding"
     GRADIENT = "down/gradient"
     SPLITTER = "down/splitter"
+    POLICY = "down/policy"
     CONFIG = "down/config"
     WEIGHTS = "_weights"
     DELTA = "_weights/delta"
@@ -119,6 +120,10 @@ class Topics:
     def splitter(self, device: str) -> str:
         """Retained: the cuts a device may use, or the one it must."""
         return self._of_device(device, Kind.SPLITTER)
+
+    def policy(self, device: str) -> str:
+        """Retained: the policy by which a device chooses its cut."""
+        return self._of_device(device, Kind.POLICY)
 
     def config(self, device: str) -> str:
         """Retained: desired settings."""

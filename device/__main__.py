@@ -39,6 +39,7 @@ from device.journal import Journal
 from device.loop import DeviceLoop, NeverReady, Pace
 from device.mailbox import Mailbox
 from device.mixture_replica import MixtureReplica
+from device.policy_splitter import PolicySplitter, shipped_policy
 from device.presence import Presence, last_will
 from device.replica import Replica
 from device.sending import Sending
@@ -175,6 +176,7 @@ def _loop(
         fingerprint=identity.fingerprint,
         path=settings.state_directory / "mixture.bin",
     )
+    splitter = _splitter(settings)
     mailbox = Mailbox(
         link,
         topics,
@@ -184,6 +186,7 @@ def _loop(
         mixture=mixture,
         fingerprint=identity.fingerprint,
         limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
+        take_policy=splitter.offer if isinstance(splitter, PolicySplitter) else None,
     )
     return DeviceLoop(
         device=identity.device,
@@ -212,7 +215,7 @@ def _loop(
             sw_weight=settings.local_sw_weight,
             seed=settings.seed,
         ),
-        splitter=_splitter(settings),
+        splitter=splitter,
         sending=_sending(settings, encoder, mixture.mixture),
         senses=Senses(
             device=identity.device,
@@ -228,7 +231,7 @@ def _loop(
             sampler=_sampler(settings, board, journal),
             every_steps=settings.telemetry_every_steps,
             uplink_mbps=_uplink(link, board),
-            forward_ms=settings.profile.mobile_forward_ms if settings.profile else None,
+            forward_ms=_forward_ms(settings, encoder),
             steady_link=_steady_link(settings),
         ),
         stretch=board.stretch,
@@ -360,11 +363,22 @@ def _sampler(settings: DeviceConfig, board: _Board, journal: Journal) -> Sampler
 
 
 def _steady_link(settings: DeviceConfig) -> tuple[float | None, float | None] | None:
-    """What the rules go by in fast mode, where no clock may decide what is learned: the profile, if there is one."""
-    if settings.speed != "fast" or settings.splitter.kind != "heuristic":
+    """What rules and policy go by in fast mode, where no clock may decide what is learned: the profile, if any."""
+    if settings.speed != "fast" or settings.splitter.kind not in {"heuristic", "policy"}:
         return None
     profile = settings.profile
     return (profile.uplink_mbps, profile.round_trip_ms) if profile else (None, None)
+
+
+def _forward_ms(settings: DeviceConfig, encoder: Encoder) -> float | None:
+    """How long one window takes through the whole encoder: what the profile says of the board, else measured."""
+    if settings.profile is not None:
+        return settings.profile.mobile_forward_ms
+    if settings.splitter.kind != "policy":
+        return None
+    window = torch.zeros(1, 1, 64, 96)
+    with torch.inference_mode():
+        return measure_forward_ms(lambda: encoder(window))
 
 
 def _energy(settings: DeviceConfig) -> EnergyMeter:
@@ -390,7 +404,29 @@ def _splitter(settings: DeviceConfig) -> Splitter:
         return FixedSplitter(0)
     if settings.splitter.kind == "heuristic":
         return HeuristicSplitter(cut=settings.splitter.cut)
+    if settings.splitter.kind == "policy":
+        return _policy_splitter(settings)
     return FixedSplitter(settings.splitter.cut)
+
+
+def _policy_splitter(settings: DeviceConfig) -> PolicySplitter:
+    """Begins with the policy of its file, else with the shipped one; a bad file is an error of the operator's."""
+    choice = settings.splitter
+    splitter = PolicySplitter(
+        HeuristicSplitter(cut=choice.cut),
+        encoder=settings.fleet.encoder,
+        depth=ENCODER_DEPTH,
+        windows=settings.fleet.parts_per_step,
+        exploration=choice.exploration,
+        seed=settings.seed,
+    )
+    path = choice.policy or shipped_policy(settings.fleet.encoder)
+    if path is not None:
+        try:
+            splitter.offer(messages.decode(messages.PolicyUpdate, path.read_bytes()))
+        except MessageError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return splitter
 
 
 def _shaped_link(settings: DeviceConfig) -> ShapedLink | None:

@@ -148,6 +148,7 @@ class DeviceLoop:
         self._target = pace.first_cut
         self._since_change = DWELL_WINDOWS
         self._since_sync = 0
+        self._chose_local = False
 
     def run(self) -> None:
         """Work until the windows are used up, the source is exhausted, or ``stop`` is set.
@@ -281,6 +282,7 @@ class DeviceLoop:
 
     def _local_step(self) -> None:
         batch = [self._local.popleft() for _ in range(self._pace.parts_per_step)]
+        started_s = time.monotonic()
         with self._computing():
             loss = self._edge_learner.step(
                 [one.views for one in batch],
@@ -289,12 +291,13 @@ class DeviceLoop:
             )
         self._replica.trained(names(self._encoder), local_windows=len(batch))
         self._journal.local_step(windows=len(batch), loss=loss, counters=self._link.counters())
+        if not self._pace.sends_windows or self._chose_local:
+            self._senses.local_step_over(loss, window_s=(time.monotonic() - started_s) / len(batch))
         if not self._pace.sends_windows:
-            self._alone_after(len(batch), loss)
+            self._alone_after(len(batch))
 
-    def _alone_after(self, windows: int, loss: float) -> None:
-        """A device that sends no windows has no other occasion to keep, to tell and to share what it learned."""
-        self._senses.local_step_over(loss)
+    def _alone_after(self, windows: int) -> None:
+        """A device that sends no windows has no other occasion to keep and to share what it learned."""
         if self._journal.totals.local_steps % SAVE_LOCAL_STEPS == 0:
             self._weights.save()
         self._since_sync += windows
@@ -345,6 +348,7 @@ class DeviceLoop:
         )
         decision = self._splitter.decide(self._senses.observe(self._cut), mask)
         self._senses.note(decision)
+        self._chose_local = decision.local and decision.policy_version > 0
         self._since_change += 1
         if not decision.local:
             self._target = decision.cut

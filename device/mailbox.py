@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from common import messages
 from common.codec import Codec, decode_tensor
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
-from common.messages import Limits, TrainerStatus
+from common.messages import Limits, PolicyUpdate, TrainerStatus
 from common.mixture_memory import MIXTURE
 from common.split import BEFORE_STEM
 from common.topics import Kind, Topics
@@ -35,7 +36,10 @@ class Mailbox:
         mixture: MixtureReplica,
         fingerprint: str,
         limits: Limits,
+        take_policy: Callable[[PolicyUpdate], None] | None = None,
     ) -> None:
+        """``take_policy``: who goes by a policy, raising MessageError for a bad one; None: policies are not wanted."""
+        self._take_policy = take_policy
         self._link = link
         self._topics = topics
         self._boot = boot
@@ -88,18 +92,27 @@ class Mailbox:
             self._take_manifest(incoming)
         elif kind is Kind.TRAINER_STATUS:
             self._take_trainer(incoming)
-        elif kind is Kind.SPLITTER:
-            update = messages.decode(messages.SplitterUpdate, incoming.payload, limits=self._limits)
-            self.pinned_cut, self.allowed_cuts = update.pinned_cut, update.allowed_cuts
-        elif kind is Kind.CONFIG:
-            desired = messages.decode(messages.DesiredConfig, incoming.payload, limits=self._limits)
-            _check_codec(desired.codec)
-            self.codec, self.paused = desired.codec, desired.paused
+        elif kind in {Kind.SPLITTER, Kind.POLICY, Kind.CONFIG}:
+            self._take_wish(kind, incoming.payload)
         elif kind is Kind.STATUS:
             status = messages.decode(messages.DeviceStatus, incoming.payload, limits=self._limits)
             self.declared_lost = status.state == "lost" and self._link.connected
         else:
             raise MessageError(f"{kind} is not for a device")
+
+    def _take_wish(self, kind: Kind, payload: bytes) -> None:
+        """What others want of this device."""
+        if kind is Kind.SPLITTER:
+            wish = messages.decode(messages.SplitterUpdate, payload, limits=self._limits)
+            self.pinned_cut, self.allowed_cuts = wish.pinned_cut, wish.allowed_cuts
+        elif kind is Kind.POLICY:
+            update = messages.decode(PolicyUpdate, payload, limits=self._limits)
+            if self._take_policy is not None:
+                self._take_policy(update)
+        else:
+            desired = messages.decode(messages.DesiredConfig, payload, limits=self._limits)
+            _check_codec(desired.codec)
+            self.codec, self.paused = desired.codec, desired.paused
 
     def _take_gradient(self, incoming: Incoming, exchange: Exchange) -> None:
         answer = messages.decode(messages.Gradient, incoming.payload, limits=self._limits)

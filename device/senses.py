@@ -67,6 +67,7 @@ class Senses:
         self._resources = sampler.sample()
         self._decision: Decision | None = None
         self._observation: Observation | None = None
+        self._decided_on: Observation | None = None
         self._decisions = 0
         self._loss: float | None = None
         self._embedding_ms: float | None = None
@@ -123,7 +124,9 @@ class Senses:
 
     def note(self, decision: Decision) -> None:
         """Remember what was decided on the last observation."""
-        self._decision = decision
+        if decision is self._decision:  # one that still holds: what it rested on is what telemetry tells
+            return
+        self._decision, self._decided_on = decision, self._observation
         self._decisions += 1
 
     def step_over(self, exchange: Exchange) -> None:
@@ -138,27 +141,35 @@ class Senses:
             self._steps_unanswered += 1
             if self._steps_unanswered >= ROUND_TRIP_STEPS:
                 self._estimate.forget_round_trip()
-        self._embedding_ms = _median_ms(exchange.embedding_s)
+        self._embedding_ms = _median_ms(exchange.embedding_s or self._embedded_here(exchange))
         self._gradient_ms = _median_ms(exchange.gradient_s)
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
         self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
         self.publish()
 
-    def local_step_over(self, loss: float) -> None:
-        """A local step ended on a device that takes no others: tell the fleet now and then, if it can be told."""
+    def local_step_over(self, loss: float, *, window_s: float) -> None:
+        """A local step ended that was decided, not just filled in: tell the fleet now and then, if it can be told.
+
+        ``window_s``: what the step took a window, in which it was embedded and learned from.
+        """
         self._loss = loss
+        self._embedding_ms = 1e3 * window_s
         if self._link.connected and self._journal.totals.local_steps % self._every_steps == 0:
             self.publish(force=True)
 
+    def _embedded_here(self, exchange: Exchange) -> list[float]:
+        """Window closed to embedding of those whose last block ran here: nobody has to answer them with one."""
+        return [sent.sent_s - sent.closed_s for sent in exchange.sent.values() if sent.cut == self._depth]
+
     def publish(self, *, force: bool = False) -> None:
         """Publish telemetry every few steps; it costs about 250 bytes."""
-        if self._observation is None or self._decision is None:
+        if self._decided_on is None or self._decision is None:
             return
         if not force and self._journal.totals.steps_sent % self._every_steps:
             return
         self._resources = self._sampler.sample()
-        self._link.publish(self._topic, messages.encode(self._telemetry(self._observation, self._decision)))
+        self._link.publish(self._topic, messages.encode(self._telemetry(self._decided_on, self._decision)))
 
     def _telemetry(self, observation: Observation, decision: Decision) -> messages.Telemetry:
         totals, counters = self._journal.totals, self._link.counters()
@@ -166,7 +177,7 @@ class Senses:
         return messages.Telemetry(
             boot=self._boot,
             decision_seq=self._decisions,
-            policy_version=0,
+            policy_version=decision.policy_version,
             observation=observation.values(),
             mask=decision.mask,
             action=decision.action,

@@ -11,7 +11,10 @@ from common.policy import Observation, scale_round_trip, scale_uplink
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`cut`: where the device stands next (L when `local`). `action`: the one of `mask`. `reason`: for people."""
+    """`cut`: where the device stands next (L when `local`). `action`: the one of `mask`. `reason`: for people.
+
+    `policy_version`: of the policy that decided, 0 where none did; `log_prob` is below 0 only where it drew.
+    """
 
     cut: int
     local: bool
@@ -19,6 +22,7 @@ class Decision:
     action: int
     log_prob: float
     reason: str
+    policy_version: int = 0
 
 
 class Splitter(Protocol):

@@ -172,7 +172,7 @@ def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
         up_s = _padded(costs.up_bytes) * 8e-6 / np.where(online, up_mbps, np.inf)
         down_s = _padded(costs.answer_bytes) * 8e-6 / np.where(online, down_mbps, np.inf)
     answer_s = up_s + 1e-3 * round_trip_ms + SERVER_S + down_s
-    # What an outage interrupts is lost: a step whose gradients never come. The windows in it are local steps.
+    # Of a step that an outage interrupts the gradients never come; its windows without a link are for local steps.
     interrupted = sent & ~online.all(axis=1, keepdims=True)
     wait_s = np.where(sent, answer_s + BATCH_S, 0.0) / WINDOWS
     whole = compute_s[-1]

@@ -91,8 +91,7 @@ def advance(
     kept = 1.0 - (waiting - after) / WINDOWS
     late_ms = 1e3 * (row.delay_s + 0.5 * (queue + after) * row.service_s)
     most_ms = weights.most_late * weights.latency_budget_ms
-    share = kept * np.where(is_local, 1.0, row.answered + row.local)
-    latency_ms = share * np.minimum(late_ms, most_ms) + (1.0 - share) * most_ms
+    latency_ms = kept * np.minimum(late_ms, most_ms) + (1.0 - kept) * most_ms
     worth = reward(
         utility=utility(
             kept * row.answered,

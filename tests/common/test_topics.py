@@ -19,6 +19,7 @@ TABLE = [
     (TOPICS.embedding("pi-1"), f"{PREFIX}/pi-1/down/embedding", Address(Kind.EMBEDDING, "pi-1")),
     (TOPICS.gradient("pi-1"), f"{PREFIX}/pi-1/down/gradient", Address(Kind.GRADIENT, "pi-1")),
     (TOPICS.splitter("pi-1"), f"{PREFIX}/pi-1/down/splitter", Address(Kind.SPLITTER, "pi-1")),
+    (TOPICS.policy("pi-1"), f"{PREFIX}/pi-1/down/policy", Address(Kind.POLICY, "pi-1")),
     (TOPICS.config("pi-1"), f"{PREFIX}/pi-1/down/config", Address(Kind.CONFIG, "pi-1")),
     (TOPICS.weights("stem", 12), f"{PREFIX}/_weights/stem/12", Address(Kind.WEIGHTS, name="stem", chunk=12)),
     (TOPICS.weights("0", 0), f"{PREFIX}/_weights/0/0", Address(Kind.WEIGHTS, name="0", chunk=0)),

@@ -30,7 +30,7 @@ def test_a_topic_is_counted_as_what_it_carries(topic: str, kind: str) -> None:
 
 
 def test_what_travels_per_window_or_with_the_weights_is_never_the_rest() -> None:
-    settings = {Kind.STATUS, Kind.SPLITTER, Kind.CONFIG, Kind.TRAINER_STATUS}
+    settings = {Kind.STATUS, Kind.SPLITTER, Kind.POLICY, Kind.CONFIG, Kind.TRAINER_STATUS}
     assert {Kind.ACTIVATIONS, Kind.UPDATE, Kind.WEIGHTS, Kind.DELTA} <= TRAFFIC.keys()
     assert not settings & TRAFFIC.keys()
 

@@ -14,6 +14,7 @@ from common.messages import (
     DeviceStatus,
     Embedding,
     Gradient,
+    PolicyUpdate,
     SplitterUpdate,
     TrainerStatus,
 )
@@ -161,6 +162,19 @@ def test_settings_are_what_was_said_last() -> None:
     device.receive(TOPICS.config("pi"), DesiredConfig(2, None, False))
     assert (device.mailbox.pinned_cut, device.mailbox.allowed_cuts) == (None, ())
     assert (device.mailbox.codec, device.mailbox.paused) == (None, False)
+
+
+def test_a_policy_goes_to_who_decides_by_one_and_is_of_no_interest_where_nobody_does() -> None:
+    device, taken = Device(), list[PolicyUpdate]()
+    update = PolicyUpdate(3, "mobile", "00" * 32, b"data")
+    device.receive(TOPICS.policy("pi"), update)
+    assert device.mailbox.refused.total() == 0
+    device.mailbox._take_policy = taken.append
+    device.receive(TOPICS.policy("pi"), update)
+    assert taken == [update]
+    device.link.put(TOPICS.policy("pi"), messages.encode(update)[:-1])
+    device.mailbox.drain(device.exchange, 0.0)
+    assert (len(taken), device.mailbox.refused[TOPICS.policy("pi")]) == (1, 1)
 
 
 def test_a_codec_that_does_not_exist_is_refused_with_all_that_came_with_it() -> None:

@@ -24,9 +24,8 @@ def slow(t: Tables, d: int, a: int, cut: int, since: int, queue: int, held: int,
     waiting = queue + WINDOWS - served
     after = min(waiting, QUEUE_CAPACITY)
     kept = 1 - (waiting - after) / WINDOWS
-    taught = kept * (1.0 if a > L else t.answered[d, a] + t.local[d, a])
     late = min(5.0, (t.delay_s[d, a] + (queue + after) / 2 * t.service_s[d, a]) / 0.2)
-    worth = kept * (t.answered[d, a] + 0.5 * t.local[d, a]) - 0.5 * (taught * late + (1 - taught) * 5.0)
+    worth = kept * (t.answered[d, a] + 0.5 * t.local[d, a]) - 0.5 * (kept * late + (1 - kept) * 5.0)
     worth -= 0.3 * (kept * t.joules[d, a] + fetched * t.fetch_joules) / 0.1
     worth -= 0.2 * (kept * t.bytes_moved[d, a] + fetched) / 4608 + 0.1 * (target != cut)
     now = 1 if target != cut else min(since + 1, DWELL)

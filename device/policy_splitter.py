@@ -1,0 +1,104 @@
+"""The splitter that goes by a learned policy, and by rules while there is none.
+
+It decides once for a step of windows and keeps to it, as it was learned: anew when the step is over, when the link
+comes or goes, or when what it chose is no longer allowed. Mostly it takes the likeliest action; in a bounded share of
+its decisions it draws one, with its probability noted, and only from these can the fleet's policy go on learning.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+
+from common.actions import LOCAL
+from common.errors import MessageError
+from common.messages import PolicyUpdate
+from common.policy import OBSERVATION_NAMES, Observation
+from common.policy_network import PolicyNetwork, unpack_network
+from common.state_blob import digest
+from device.splitter import Decision, Splitter
+
+LOG = logging.getLogger(__name__)
+POLICIES = Path(__file__).resolve().parent.parent / "configs" / "policies"
+
+
+def shipped_policy(encoder: str) -> Path | None:
+    """The file of the policy that comes with the project for this encoder; None where there is none."""
+    path = POLICIES / f"{encoder}.bin"
+    return path if path.is_file() else None
+
+
+class PolicySplitter:
+    """Decides by the latest good policy; before the first one by `fallback`.
+
+    Args:
+        fallback: what decides without a policy.
+        encoder: the name of the encoder; a policy for another one is refused.
+        depth: its number of blocks.
+        windows: for which a decision holds: those of a step.
+        exploration: share of the decisions that are drawn, 0 to 1.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, fallback: Splitter, *, encoder: str, depth: int, windows: int, exploration: float, seed: int
+    ) -> None:
+        self._fallback = fallback
+        self._encoder = encoder
+        self._depth = depth
+        self._windows = windows
+        self._exploration = exploration
+        self._rng = np.random.default_rng([seed, 0x9011])
+        self._network: PolicyNetwork | None = None
+        self._held: Decision | None = None
+        self._left = 0
+        self.version = 0
+        self.refused = 0
+
+    def offer(self, update: PolicyUpdate) -> None:
+        """Take a policy over; the last good one stays where this one cannot be used.
+
+        Raises:
+            MessageError: its bytes are not those of its digest, it is for another encoder, or it is no such network.
+        """
+        try:
+            if digest(update.data) != update.digest:
+                raise MessageError(f"policy {update.version}: the digest does not match")
+            if update.encoder != self._encoder:
+                raise MessageError(f"policy {update.version}: for {update.encoder}, this is {self._encoder}")
+            network = unpack_network(update.data, inputs=len(OBSERVATION_NAMES), actions=self._depth + 2)
+        except MessageError:
+            self.refused += 1
+            raise
+        LOG.info("policy %d takes over from %d", update.version, self.version)
+        self._network, self.version = network, update.version
+
+    def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
+        """See `Splitter`."""
+        held = self._held
+        if held is not None and self._left > 0 and mask[held.action] and any(mask[:-1]) == any(held.mask[:-1]):
+            self._left -= 1
+            return held
+        self._held, self._left = self._choose(observation, mask), self._windows - 1
+        return self._held
+
+    def _choose(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
+        # A pin, or no link: there is nothing to choose, and nothing to learn from it.
+        if self._network is None or sum(mask) == 1:
+            return self._fallback.decide(observation, mask)
+        chances = self._network.probabilities(observation.values(), mask)
+        drawn = bool(self._rng.random() < self._exploration)
+        place = int(self._rng.choice(len(chances), p=chances)) if drawn else int(chances.argmax())
+        local = place == len(mask) - 1
+        return Decision(
+            cut=self._depth if local else place,
+            local=local,
+            mask=mask,
+            action=LOCAL if local else place,
+            log_prob=math.log(chances[place]) if drawn else 0.0,
+            reason=f"policy {self.version}" + (", drawn" if drawn else ""),
+            policy_version=self.version,
+        )
