@@ -70,6 +70,16 @@ def _profile(argv: list[str]) -> int:
         return _refused(error)
 
 
+def _plan(argv: list[str]) -> int:
+    from common.errors import ConfigError
+    from trainer.plan_command import main as plan
+
+    try:
+        return plan(argv)
+    except ConfigError as error:
+        return _refused(error)
+
+
 def _refused(error: Exception) -> int:
     from common.config import EXIT_CONFIG
 
@@ -84,6 +94,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "device": (_device, "run one device of a fleet"),
     "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
     "profile": (_profile, "measure what each block of an encoder costs on this machine"),
+    "plan": (_plan, "find where an encoder is best cut for a board and a link"),
     "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
 }
 

@@ -37,15 +37,19 @@ class Inception(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """A spectrogram ``[N, 1, 64, 96]`` to ``[N, classes]``."""
+    """A spectrogram ``[N, 1, 64, 96]`` to ``[N, classes]``; ``narrow``: every width divided by it."""
 
-    def __init__(self, classes: int = 128) -> None:
+    def __init__(self, classes: int = 128, narrow: int = 1) -> None:
         super().__init__()
         pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.stem = nn.Sequential(conv(1, 64, 7, stride=2), pool, conv(64, 64, 1), conv(64, 192, 3), pool)
-        self.inceptions = nn.ModuleDict({name: Inception(*widths) for name, widths in MODULES.items()})
+        widths = {name: tuple(width // narrow for width in module) for name, module in MODULES.items()}
+        first, second = 64 // narrow, 192 // narrow
+        self.stem = nn.Sequential(
+            conv(1, first, 7, stride=2), pool, conv(first, first, 1), conv(first, second, 3), pool
+        )
+        self.inceptions = nn.ModuleDict({name: Inception(*module) for name, module in widths.items()})
         self.pool = pool
-        self.classify = nn.Linear(1024, classes)
+        self.classify = nn.Linear(1024 // narrow, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
