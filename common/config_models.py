@@ -116,6 +116,13 @@ class TrainerConfig(Settings):
     merge_every: int = Field(
         default=50, ge=1, le=100_000, description="Training batches between two merges of the weights."
     )
+    merge_rate: Number = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="What the devices' mean change is multiplied by: with a small device_rate_share they drift apart "
+        "less between merges, and the fleet still moves as far.",
+    )
     merge_deadline_s: Number = Field(
         default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."
     )

@@ -104,6 +104,7 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
         local_cap=max(LOCAL_WINDOWS_CAP, 2 * fleet.sync_every_windows) if rounds else LOCAL_WINDOWS_CAP,
         rounds=rounds,
         trim=settings.trim,
+        merge_rate=settings.merge_rate,
         captured=Captured(None if settings.speed == "fast" else time.monotonic),
         merged=progress.merged,
     )

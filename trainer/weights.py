@@ -1,11 +1,11 @@
 """Versions of the fleet's weights: who trained which block on how many windows, and how their changes are merged.
 
-``new = master + sum_p w_p * change_p`` for each block, over its participants: each device whose cut lies above it and
-the trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is the participant's share of the windows
-that the trainer counted, discounted by staleness: what a stale change loses goes to nobody. Devices are not trusted:
-their changes are clipped (`clipping`), trimmed where there are three or more (`robust_mean`), and the windows that they
-say they learned from alone count as far as they can have captured them (`captured`). What is published is rounded; the
-rounding error stays in ``master`` and is published later.
+``new = master + sum_p w_p * change_p`` for each block (a device's change times ``merge_rate``), over its participants:
+each device whose cut lies above it and the trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is
+the participant's share of the windows that the trainer counted, discounted by staleness: what a stale change loses goes
+to nobody. Devices are not trusted: their changes are clipped (`clipping`), trimmed where there are three or more
+(`robust_mean`), and the windows that they say they learned from alone count as far as they can have captured them
+(`captured`). What is published is rounded; the rounding error stays in ``master`` and is published later.
 """
 
 from __future__ import annotations
@@ -56,11 +56,16 @@ class WeightsLedger:
         local_cap: int,
         trim: float,
         captured: Captured,
+        merge_rate: float = 1.0,
         merged: Mapping[str, tuple[str, int]] | None = None,
         rounds: bool = False,
     ) -> None:
-        """``rounds``: no parts are seen (mode federated); the others' claims bound what a device can have captured."""
+        """``rounds``: no parts are seen (mode federated); the others' claims bound what a device can have captured.
+
+        ``merge_rate``: what the devices' mean change is multiplied by (the server's rate of FedOpt, Reddi et al. 2021).
+        """
         self._rounds = rounds
+        self._merge_rate = merge_rate
         self._encoder = encoder
         self._discount = discount
         self._local_cap = local_cap
@@ -156,7 +161,7 @@ class WeightsLedger:
         )
         own, live = weights.get(SERVER, 0.0), block_state(self._encoder, name)
         for key, value in merged.items():  # the trainer's own change is never trimmed away
-            value.add_(live[key] - master[key], alpha=own).add_(master[key])
+            value.mul_(self._merge_rate).add_(live[key] - master[key], alpha=own).add_(master[key])
         return merged
 
     def _clipped(self, name: str, devices: Iterable[str]) -> dict[str, State]:

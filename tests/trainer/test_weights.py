@@ -51,7 +51,7 @@ def contribution(
 class Trainer:
     """A live encoder with its ledger; remembers where it started."""
 
-    def __init__(self, *, trim: float = 0.0) -> None:
+    def __init__(self, *, trim: float = 0.0, merge_rate: float = 1.0) -> None:
         self.encoder = build_encoder("mobile", seed=0)
         self.start = {name: block_state(self.encoder, name) for name in names(self.encoder)}
         self.now_s = 0.0
@@ -61,6 +61,7 @@ class Trainer:
             discount=DISCOUNT,
             local_cap=LOCAL_CAP,
             trim=trim,
+            merge_rate=merge_rate,
             captured=Captured(lambda: self.now_s),
         )
         self.now_s = 1e6  # long enough that every window can have been captured
@@ -376,6 +377,19 @@ def offer_all(trainer: Trainer, blocks: Mapping[str, dict[str, State]], windows:
 
 def of_devices(trainer: Trainer, devices: str, blocks: Sequence[str] = ("stem",)) -> dict[str, dict[str, State]]:
     return {device: changes(trainer.encoder, blocks, seed) for seed, device in enumerate(devices)}
+
+
+def test_the_merge_rate_multiplies_what_the_devices_made_and_not_what_the_trainer_made() -> None:
+    trainer = Trainer(merge_rate=3.0)
+    blocks = of_devices(trainer, "ab", ["stem", "3"])
+    own = trainer.train(["3"])
+    for device, change in blocks.items():
+        trainer.ledger.count([part(device, 4)] * 2)
+        trainer.ledger.offer(contribution(device, change))
+    trainer.ledger.count([part("shallow", 3)] * 4)
+    trainer.merge()
+    trainer.assert_moved("stem", [(3.0 / 2, blocks["a"]["stem"]), (3.0 / 2, blocks["b"]["stem"])])
+    trainer.assert_moved("3", [(4 / 8, own["3"]), (3.0 * 2 / 8, blocks["a"]["3"]), (3.0 * 2 / 8, blocks["b"]["3"])])
 
 
 @pytest.mark.parametrize("trim", [0.0, 0.15, 0.4])
