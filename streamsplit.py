@@ -54,6 +54,12 @@ def _evaluate(argv: list[str]) -> int:
     return evaluate(argv)
 
 
+def _train_policy(argv: list[str]) -> int:
+    from trainer.train_policy import main as train_policy
+
+    return train_policy(argv)
+
+
 def _plan_cuts(argv: list[str]) -> int:
     from common.split import main as plan_cuts
 
@@ -95,6 +101,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
     "profile": (_profile, "measure what each block of an encoder costs on this machine"),
     "plan": (_plan, "find where an encoder is best cut for a board and a link"),
+    "train-policy": (_train_policy, "learn in the simulator how devices choose their cut"),
     "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
 }
 
@@ -105,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="streamsplit",
         description="Train an audio encoder on a fleet of small devices, without raw audio leaving them.",
-        epilog="\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()),
+        epilog="\n".join(f"  {verb:<13} {what}" for verb, (_, what) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below; VERB --help says more")

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.bench import policy as bench
+from tests.bench.policy_baselines import Heuristic, Planner, constant, uniform
+from tests.trainer.simulated import costs, small_fleet
+from trainer.link_traces import Split
+from trainer.policy_pretraining import Plan
+from trainer.reward import RewardWeights
+from trainer.simulated_fleet import BOARDS, shipped_board
+from trainer.simulator import Simulator
+
+TABLES = small_fleet()
+
+
+def boards() -> list[bench.Board]:
+    shipped = [shipped_board(name) for name in BOARDS]
+    return [next(board for board in shipped if board.forward_ms == table.forward_ms) for table in TABLES]
+
+
+def fleet() -> Simulator:
+    return Simulator(
+        TABLES, batch=len(TABLES), min_cut=3, first_cut=5, weights=RewardWeights(), seed=0, in_order=True
+    )
+
+
+def test_every_baseline_only_does_what_is_allowed_and_the_informed_ones_beat_chance() -> None:
+    chance = bench.returns(TABLES, uniform(np.random.default_rng(0)), seed=0).mean()
+    assert bench.returns(TABLES, constant(8), seed=0).mean() > chance
+    assert bench.returns(TABLES, Heuristic(len(TABLES), cut=5), seed=0).mean() > chance
+    assert bench.returns(TABLES, Planner(boards(), costs(), weights=RewardWeights()), seed=0).mean() > chance
+
+
+def test_the_planner_goes_deep_where_the_link_is_poor_and_shallow_where_the_processor_is_busy() -> None:
+    planner = Planner([shipped_board("raspberry-pi-4")], costs(), weights=RewardWeights())
+    seen = fleet().observe()[0]
+    poor, busy = seen.copy(), seen.copy()
+    poor[[bench.OBSERVATION_NAMES.index(name) for name in ("uplink", "round_trip", "cpu")]] = (0.3, 0.75, 0.1)
+    busy[[bench.OBSERVATION_NAMES.index(name) for name in ("uplink", "round_trip", "cpu")]] = (0.75, 0.2, 0.95)
+    board = shipped_board("raspberry-pi-4")
+    cuts = [int(planner._worth(board, one, 5)[3:9].argmax()) + 3 for one in (poor, busy)]
+    assert cuts == [8, 3]
+
+
+def test_margins_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    traces = rng.normal(size=20) * 10
+    policy = traces + 0.1 + rng.normal(size=(5, 20)) * 0.01
+    found = bench.margin(policy, np.broadcast_to(traces, (5, 20)))
+    assert found.mean == pytest.approx(0.1, abs=0.01)
+    assert 0.08 < found.low < found.mean < found.high < 0.12
+
+
+def test_the_report_has_every_figure_and_ends_with_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "read_split", lambda: Split(160, (("wifi", 1),), (("lte", 2), ("outage", 3))))
+    monkeypatch.setattr(bench, "Plan", lambda: Plan(updates=10, batch=4, steps=4))
+    assert bench.main(["--quick", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(result) >= {"oracle_ratio", "margin", "decision_us", "wire_bytes"}
+    assert len(result["oracle_ratio_by_seed"]) == 2
+    assert all(len(one["ci95"]) == 2 for one in result["margin"].values())
+    assert result["wire_bytes"] < 60_000

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import messages
+from common.errors import ConfigError
+from common.messages import PolicyUpdate
+from common.policy_network import unpack_network
+from tests.policies import update, wanting
+from tests.trainer.simulated import small_fleet
+from trainer import train_policy
+from trainer.policy_file import load_policy, network_of, save_policy, take_over, to_message
+from trainer.policy_pretraining import Plan, Progress, collect, pretrain
+from trainer.ppo import ActorCritic, Settings
+from trainer.reward import RewardWeights
+from trainer.simulator import Simulator
+
+SMALL = Plan(updates=3, batch=16, steps=16)
+
+
+def learned(seed: int) -> tuple[ActorCritic, list[Progress]]:
+    seen: list[Progress] = []
+    model = pretrain(
+        small_fleet(),
+        plan=SMALL,
+        settings=Settings(minibatch=64),
+        weights=RewardWeights(),
+        seed=seed,
+        report=seen.append,
+    )
+    return model, seen
+
+
+def test_the_same_seed_learns_the_same_policy_and_tells_of_every_update() -> None:
+    (one, seen), (same, _), (other, _) = learned(1), learned(1), learned(2)
+    states = [torch.cat([value.flatten() for value in model.state_dict().values()]) for model in (one, same, other)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+    assert [progress.update for progress in seen] == [0, 1, 2]
+    assert all(np.isfinite(progress.reward) for progress in seen)
+
+
+def test_what_is_collected_was_allowed_and_has_the_probability_it_says() -> None:
+    simulator = Simulator(small_fleet(), batch=8, min_cut=3, first_cut=5, weights=RewardWeights(), seed=0)
+    model = ActorCritic(12, simulator.actions, seed=0)
+    samples, reward = collect(model, simulator, steps=10, generator=torch.Generator().manual_seed(0))
+    assert len(samples.action) == 80
+    assert samples.mask.gather(1, samples.action[:, None]).all()
+    again = model.log_probs(samples.observation, samples.mask).gather(1, samples.action[:, None])[:, 0]
+    assert torch.allclose(again, samples.log_prob, atol=1e-6)
+    assert np.isfinite(reward)
+
+
+def test_a_device_computes_what_was_learned() -> None:
+    model = ActorCritic(12, 10, seed=3)
+    network = network_of(model)
+    seen, mask = torch.rand(5, 12), torch.ones(5, 10, dtype=torch.bool)
+    expected = model.log_probs(seen, mask).exp().detach().numpy()
+    found = [network.probabilities(row.tolist(), [True] * 10) for row in seen]
+    assert np.allclose(found, expected, atol=1e-5)
+    other = ActorCritic(12, 10, seed=4)
+    take_over(other, network)
+    assert torch.allclose(other.log_probs(seen, mask), model.log_probs(seen, mask), atol=1e-5)
+    with pytest.raises(ValueError, match="does not fit"):
+        take_over(other, unpack_network(wanting({}), inputs=12, actions=10))
+
+
+def test_a_policy_file_is_the_message_and_a_damaged_one_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "mobile.bin"
+    made = to_message(network_of(ActorCritic(12, 10, seed=0)), version=4, encoder="mobile")
+    save_policy(path, made)
+    assert messages.decode(PolicyUpdate, path.read_bytes()) == made
+    read, network = load_policy(path, actions=10)
+    assert (read, network.sizes) == (made, (12, 32, 32, 10))
+    save_policy(path, PolicyUpdate(1, "mobile", "00" * 32, made.data))
+    with pytest.raises(ConfigError, match="digest"):
+        load_policy(path, actions=10)
+    save_policy(path, update(1, b"nonsense"))
+    with pytest.raises(ConfigError, match="not a policy"):
+        load_policy(path, actions=10)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_policy(tmp_path / "nowhere.bin", actions=10)
+
+
+def test_the_command_writes_policy_health_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_policy, "training_tables", lambda *_: list(small_fleet()))
+    assert train_policy.main(["--updates", "2", "--out", str(tmp_path), "--seed", "5"]) == 0
+    assert "bytes, reward" in capsys.readouterr().out
+    _, network = load_policy(tmp_path / "mobile.bin", actions=10)
+    assert network.sizes[0] == 12
+    about = json.loads((tmp_path / "mobile.json").read_text())
+    assert (about["seed"], about["plan"]["updates"]) == (5, 2)
+    assert set(about["health"]) == {"approx_kl", "clip_fraction", "explained_variance", "entropy"}
+    assert (tmp_path / "mobile.png").stat().st_size > 1000
+
+
+def test_a_profile_that_is_none_is_the_operators_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_policy.main(["--compute", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 78
+    assert "none.json" in capsys.readouterr().err
