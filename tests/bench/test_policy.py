@@ -5,27 +5,29 @@ import json
 import numpy as np
 import pytest
 
+from common.policy import OBSERVATION_NAMES
+from device.policy_splitter import shipped_policy
 from tests.bench import policy as bench
 from tests.bench.policy_baselines import Heuristic, Planner, constant, uniform
 from tests.trainer.simulated import costs, small_fleet
 from trainer.link_traces import Split
+from trainer.policy_file import load_policy
 from trainer.policy_pretraining import Plan
 from trainer.reward import RewardWeights
+from trainer.simulated_costs import Board
 from trainer.simulated_fleet import BOARDS, shipped_board
 from trainer.simulator import Simulator
 
 TABLES = small_fleet()
 
 
-def boards() -> list[bench.Board]:
+def boards() -> list[Board]:
     shipped = [shipped_board(name) for name in BOARDS]
     return [next(board for board in shipped if board.forward_ms == table.forward_ms) for table in TABLES]
 
 
 def fleet() -> Simulator:
-    return Simulator(
-        TABLES, batch=len(TABLES), min_cut=3, first_cut=5, weights=RewardWeights(), seed=0, in_order=True
-    )
+    return Simulator(TABLES, batch=len(TABLES), min_cut=3, first_cut=5, weights=RewardWeights(), seed=0, in_order=True)
 
 
 def test_every_baseline_only_does_what_is_allowed_and_the_informed_ones_beat_chance() -> None:
@@ -39,11 +41,20 @@ def test_the_planner_goes_deep_where_the_link_is_poor_and_shallow_where_the_proc
     planner = Planner([shipped_board("raspberry-pi-4")], costs(), weights=RewardWeights())
     seen = fleet().observe()[0]
     poor, busy = seen.copy(), seen.copy()
-    poor[[bench.OBSERVATION_NAMES.index(name) for name in ("uplink", "round_trip", "cpu")]] = (0.3, 0.75, 0.1)
-    busy[[bench.OBSERVATION_NAMES.index(name) for name in ("uplink", "round_trip", "cpu")]] = (0.75, 0.2, 0.95)
+    poor[[OBSERVATION_NAMES.index(name) for name in ("uplink", "round_trip", "cpu")]] = (0.3, 0.75, 0.1)
+    busy[[OBSERVATION_NAMES.index(name) for name in ("uplink", "round_trip", "cpu")]] = (0.75, 0.2, 0.95)
     board = shipped_board("raspberry-pi-4")
     cuts = [int(planner._worth(board, one, 5)[3:9].argmax()) + 3 for one in (poor, busy)]
     assert cuts == [8, 3]
+
+
+def test_the_shipped_policy_is_better_than_any_one_cut() -> None:
+    path = shipped_policy("mobile")
+    assert path is not None
+    update, network = load_policy(path, actions=10)
+    assert update.encoder == "mobile"
+    by_policy = bench.returns(TABLES, bench.by_network(network), seed=0).mean()
+    assert by_policy > max(bench.returns(TABLES, constant(cut), seed=0).mean() for cut in range(3, 9))
 
 
 def test_margins_are_paired() -> None:
