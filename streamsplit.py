@@ -60,6 +60,12 @@ def _train_policy(argv: list[str]) -> int:
     return train_policy(argv)
 
 
+def _policy(argv: list[str]) -> int:
+    from trainer.learn_policy import main as learn_policy
+
+    return learn_policy(argv)
+
+
 def _plan_cuts(argv: list[str]) -> int:
     from common.split import main as plan_cuts
 
@@ -102,6 +108,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "profile": (_profile, "measure what each block of an encoder costs on this machine"),
     "plan": (_plan, "find where an encoder is best cut for a board and a link"),
     "train-policy": (_train_policy, "learn in the simulator how devices choose their cut"),
+    "policy": (_policy, "go on learning that from a fleet's telemetry, and publish it"),
     "plan-cuts": (_plan_cuts, "print what each cut of an encoder costs"),
 }
 

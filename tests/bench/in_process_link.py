@@ -37,7 +37,7 @@ class MemoryBroker:
         fleet: FleetConfig,
         *,
         client_id: str,
-        will: tuple[str, bytes],
+        will: tuple[str, bytes] | None,
         data_capacity: int,
         outbound_capacity: int,
         url: str = "",
@@ -62,7 +62,7 @@ class MemoryBroker:
         """A link ends without one: its will is published."""
         with self._lock:
             link = self._links.pop(client_id, None)
-        if link is not None:
+        if link is not None and link.will is not None:
             self.publish(*link.will, qos=1, retain=True, expires=False)
 
     def wait_for(self, client_id: str, timeout_s: float) -> bool:
@@ -99,7 +99,7 @@ class MemoryLink:
         client_id: str,
         address: BrokerAddress,
         *,
-        will: tuple[str, bytes],
+        will: tuple[str, bytes] | None,
         data_capacity: int,
     ) -> None:
         self._broker = broker

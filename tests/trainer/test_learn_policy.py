@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common import config, messages
+from common.config_fleet import FleetConfig
+from common.errors import ConfigError
+from common.link import Incoming
+from common.messages import DeviceStatus, PolicyUpdate
+from common.policy_network import PolicyNetwork
+from common.state_blob import digest
+from common.topics import Topics
+from device.policy_splitter import shipped_policy
+from tests.bench.in_process_link import MemoryBroker
+from tests.fakes import FakeLink
+from tests.trainer.simulated import small_fleet
+from tests.trainer.test_policy_experience import told
+from trainer.learn_policy import PolicyProcess, learn
+from trainer.policy_experience import Experience, Reported
+from trainer.policy_file import load_policy, network_of, save_policy, to_message
+from trainer.policy_learning import FleetLearner
+from trainer.ppo import ActorCritic
+from trainer.reward import RewardWeights
+
+TOPICS = Topics("home")
+W = RewardWeights()
+
+
+def learner(tolerance: float = 10.0) -> FleetLearner:
+    network = network_of(ActorCritic(12, 10, seed=0))
+    return FleetLearner(network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=tolerance, seed=0)
+
+
+def trajectory(rng: np.random.Generator, network: PolicyNetwork, length: int = 64) -> list[Reported]:
+    """Decisions drawn from the policy, of which cut 6 pays."""
+    mask = (False,) * 3 + (True,) * 7
+    made = []
+    for _ in range(length):
+        seen = tuple(rng.random(12).tolist())
+        chances = network.probabilities(seen, mask)
+        action = int(rng.choice(10, p=chances))
+        log_prob = float(np.log(chances[action]))
+        made.append(Reported("pi", seen, mask, action, log_prob, 1, float(action == 6)))
+    return made
+
+
+def test_it_learns_from_a_fleet_what_pays_there() -> None:
+    pupil, rng = learner(), np.random.default_rng(0)
+    lessons = [pupil.learn([trajectory(rng, pupil.network) for _ in range(4)]) for _ in range(12)]
+    assert lessons[0].reward < 0.35
+    assert lessons[-1].reward > 0.6
+    assert all(lesson.accepted and lesson.drawn == 4 * 63 for lesson in lessons)
+
+
+def test_what_the_simulator_finds_worse_is_given_up() -> None:
+    pupil, rng = learner(tolerance=-10.0), np.random.default_rng(0)
+    before = pupil.network
+    lesson = pupil.learn([trajectory(rng, pupil.network)])
+    assert not lesson.accepted
+    assert pupil.network is before
+    again = network_of(pupil._model)
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(again.layers, before.layers, strict=True))
+    with pytest.raises(ValueError, match="nothing to learn"):
+        pupil.learn([])
+
+
+class Process:
+    def __init__(self, path: Path) -> None:
+        self.link = FakeLink()
+        self.process = PolicyProcess(
+            self.link.as_link,
+            TOPICS,
+            encoder="mobile",
+            learner=learner(),
+            experience=Experience(parts_per_step=8, weights=W),
+            version=4,
+            drawn_per_update=6,
+            path=path,
+        )
+
+    def hear(self, topic: str, payload: bytes) -> None:
+        self.process.take(Incoming(topic, payload, False, 0.0))
+
+
+def status(state: str) -> bytes:
+    made = DeviceStatus("ready", "0" * 16, 1, "0", "f", "raspberry-pi-4", "", (3, 8))
+    return messages.encode(replace(made, state=state))  # type: ignore[arg-type]
+
+
+def test_a_device_that_comes_is_told_the_policy_and_later_every_better_one(tmp_path: Path) -> None:
+    one = Process(tmp_path / "policy.bin")
+    one.hear(TOPICS.status("pi"), status("ready"))
+    for seq in range(1, 9):
+        one.hear(TOPICS.telemetry("pi"), messages.encode(told(seq)))
+    sent = [
+        messages.decode(PolicyUpdate, payload) for topic, payload in one.link.retained if topic == TOPICS.policy("pi")
+    ]
+    assert [update.version for update in sent] == [4, 5]
+    assert all(digest(update.data) == update.digest for update in sent)
+    assert load_policy(tmp_path / "policy.bin", actions=10)[0] == sent[-1]
+
+
+def test_bad_messages_are_counted_and_a_device_that_left_is_told_nothing(tmp_path: Path) -> None:
+    one = Process(tmp_path / "policy.bin")
+    one.hear(TOPICS.status("pi"), status("ready"))
+    one.hear(TOPICS.status("pi"), status("lost"))
+    one.hear(TOPICS.telemetry("pi"), b"nonsense")
+    one.hear("no/topic", b"")
+    assert one.process.refused == 2
+    for seq in range(1, 9):
+        one.hear(TOPICS.telemetry("pi"), messages.encode(told(seq)))
+    assert one.process.version == 5
+    assert len(one.link.retained) == 1
+
+
+def fleet(tmp_path: Path, encoder: str) -> FleetConfig:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(f"fleet: home\nencoder: {encoder}\nbroker: {{url: 'mqtt://127.0.0.1:1'}}\n")
+    return config.load_fleet(path)
+
+
+def test_it_is_built_from_a_fleet_file_and_a_policy_and_hears_the_fleet(tmp_path: Path) -> None:
+    policy, broker, stop = tmp_path / "policy.bin", MemoryBroker(), threading.Event()
+    shipped = shipped_policy("mobile")
+    assert shipped is not None
+    shutil.copy(shipped, policy)
+    home = fleet(tmp_path, "mobile")
+    broker.publish(TOPICS.status("pi"), status("ready"), qos=1, retain=True, expires=False)
+    thread = threading.Thread(
+        target=lambda: learn(home, stop, path=policy, drawn_per_update=64, tolerance=0.0, connect=broker.open_link)
+    )
+    thread.start()
+    try:
+        until_s = time.monotonic() + 120.0
+        while TOPICS.policy("pi") not in broker._retained and time.monotonic() < until_s:
+            stop.wait(0.05)
+    finally:
+        stop.set()
+        thread.join(60.0)
+    assert broker._retained[TOPICS.policy("pi")] == policy.read_bytes()
+
+
+def test_a_policy_for_another_encoder_is_the_operators_error(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.bin"
+    network = network_of(ActorCritic(12, 10, seed=0))
+    save_policy(policy, to_message(network, version=1, encoder="resnet18"))
+    with pytest.raises(ConfigError, match="for resnet18"):
+        learn(fleet(tmp_path, "mobile"), threading.Event(), path=policy, drawn_per_update=64, tolerance=0.0)

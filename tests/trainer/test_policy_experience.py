@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from common.messages import Telemetry
+from tests.common.cases import cases
+from trainer.link_traces import STEP_S
+from trainer.policy_experience import Experience
+from trainer.reward import RewardWeights
+
+W = RewardWeights()
+EXAMPLE = cases()[Telemetry]
+assert isinstance(EXAMPLE, Telemetry)
+MASK = (False,) * 3 + (True,) * 7
+
+
+def told(seq: int, **changes: Any) -> Telemetry:
+    """Telemetry of a device that answers one step of 8 windows a decision, at cut 5."""
+    assert isinstance(EXAMPLE, Telemetry)
+    plain: dict[str, Any] = {
+        "decision_seq": seq,
+        "policy_version": 4,
+        "observation": (0.5,) * 12,
+        "mask": MASK,
+        "action": 5,
+        "cut": 5,
+        "log_prob": -0.5,
+        "windows": 8 * seq,
+        "windows_dropped": 0,
+        "steps_answered": seq,
+        "local_steps": 0,
+        "energy_joules": 3.0 * seq,
+        "bytes_up": 16_000 * seq,
+        "bytes_down": 2_432 * seq,
+        "embedding_ms": 100.0,
+        "uncertainty": 0.5,
+    }
+    return replace(EXAMPLE, **(plain | changes))
+
+
+def experience(*telemetry: Telemetry, device: str = "pi") -> Experience:
+    made = Experience(parts_per_step=8, weights=W)
+    for one in telemetry:
+        made.offer(device, one)
+    return made
+
+
+def lengths(made: Experience, version: int = 4) -> list[int]:
+    return [len(trajectory) for trajectory in made.take(version=version)]
+
+
+def test_the_reward_is_in_what_the_counters_gained() -> None:
+    made = Experience(parts_per_step=8, weights=W)
+    made.idle_watts["pi"] = 0.2
+    made.offer("pi", told(1))
+    found = made.offer("pi", told(2))
+    assert found is not None
+    joules = (3.0 - 0.2 * 8 * STEP_S) / 8
+    expected = 1.0 - 0.5 * 100 / 200 - 0.3 * joules / 0.1 - 0.2 * 2304 / 4608
+    assert found.reward == pytest.approx(expected)
+    moved = made.offer("pi", told(3, cut=7, action=7))
+    assert moved is not None
+    assert moved.reward == pytest.approx(expected - 0.1)
+    alone = made.offer("pi", told(4, action=-1, steps_answered=3, local_steps=1, cut=8))
+    assert alone is not None
+    assert alone.action == 9
+    assert alone.reward == pytest.approx(expected - 0.5)
+    lost = made.offer("pi", told(5, steps_answered=3, local_steps=1))
+    assert lost is not None
+    assert lost.reward == pytest.approx(expected - 1.0 - 0.1)
+
+
+def test_trajectories_are_cut_at_gaps_new_boots_and_what_no_policy_decided() -> None:
+    assert lengths(experience(*map(told, range(1, 7)))) == [5]
+    assert lengths(experience(*map(told, (1, 2, 3, 5, 6, 7, 8)))) == [2, 3]
+    assert lengths(experience(*map(told, (1, 2, 3)), *(told(seq, boot="f" * 16) for seq in (4, 5, 6)))) == [2, 2]
+    pinned = told(4, policy_version=0)
+    assert lengths(experience(*map(told, (1, 2, 3)), pinned, *map(told, (5, 6)))) == [2, 2]
+    assert lengths(experience(told(1), told(2), told(2), told(1), told(3))) == [2]
+
+
+def test_devices_are_kept_apart() -> None:
+    made = Experience(parts_per_step=8, weights=W)
+    for seq in range(1, 5):
+        for device in ("a", "b"):
+            made.offer(device, told(seq))
+    assert lengths(made) == [3, 3]
+    assert lengths(made) == []
+
+
+def test_decisions_of_policies_too_old_are_dropped() -> None:
+    versions = [4, 4, 4, 5, 7, 7, 7]
+    made = experience(*(told(seq, policy_version=version) for seq, version in enumerate(versions, start=1)))
+    assert lengths(made, version=7) == [4]
+
+
+def test_only_drawn_decisions_count_as_such() -> None:
+    made = experience(told(1), told(2), told(3, log_prob=0.0), told(4))
+    assert made.drawn == 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"embedding_ms": None}, {"windows": 8}, {"observation": (0.5,) * 10}, {"action": 0}, {"action": 20}]
+)
+def test_a_decision_of_which_nothing_can_be_said_cuts_the_trajectory(changes: dict[str, Any]) -> None:
+    made = experience(told(1), told(2, **changes), told(3), told(4))
+    assert all(length <= 2 for length in lengths(made))

@@ -1,0 +1,209 @@
+"""``streamsplit policy FLEET.yaml``: goes on learning the splitter's policy from a fleet's telemetry, and publishes it.
+
+A process of its own: the trainer does not wait for it, and without it devices keep the policy they have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from common import config, messages
+from common.config_fleet import FleetConfig
+from common.errors import ConfigError, MessageError
+from common.link import Incoming, Link
+from common.messages import DeviceStatus, PolicyUpdate, Telemetry
+from common.process import LinkOpener, new_boot, open_link, run_process, stop_on_signals
+from common.topics import Kind, Topics
+from trainer.link_traces import read_split
+from trainer.policy_experience import Experience
+from trainer.policy_file import load_policy, save_policy, to_message
+from trainer.policy_learning import FleetLearner
+from trainer.policy_pretraining import Plan
+from trainer.reward import RewardWeights
+from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
+
+LOG = logging.getLogger("policy")
+WAIT_S = 0.5
+JUDGED_BY = 24  # training traces that a new policy is judged by: a few seconds
+QUEUE = 4096
+
+
+class PolicyProcess:
+    """Listens to telemetry, learns when enough decisions were drawn, and tells every device that is there."""
+
+    def __init__(
+        self,
+        link: Link,
+        topics: Topics,
+        *,
+        encoder: str,
+        learner: FleetLearner,
+        experience: Experience,
+        version: int,
+        drawn_per_update: int,
+        path: Path,
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._encoder = encoder
+        self._learner = learner
+        self._experience = experience
+        self._drawn_per_update = drawn_per_update
+        self._path = path
+        self._devices: set[str] = set()
+        self.version = version
+        self.refused = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Until ``stop``: take what comes, learn, publish."""
+        for kind in (Kind.STATUS, Kind.TELEMETRY):
+            self._link.subscribe(self._topics.every_device(kind), qos=1 if kind is Kind.STATUS else 0)
+        while not stop.is_set():
+            incoming = self._link.receive(WAIT_S)
+            if incoming is not None:
+                self.take(incoming)
+
+    def take(self, incoming: Incoming) -> None:
+        """One message; what cannot be used is dropped and counted."""
+        try:
+            address = self._topics.parse(incoming.topic)
+            if address.device is None:
+                raise MessageError(f"{address.kind} is not for the policy process")
+            if address.kind is Kind.STATUS:
+                self._follow(address.device, messages.decode(DeviceStatus, incoming.payload))
+            elif address.kind is Kind.TELEMETRY:
+                self._experience.offer(address.device, messages.decode(Telemetry, incoming.payload))
+        except MessageError as error:
+            self.refused += 1
+            LOG.warning("dropped a message of %d bytes on %s: %s", len(incoming.payload), incoming.topic, error)
+        if self._experience.drawn >= self._drawn_per_update:
+            self._learn()
+
+    def _follow(self, device: str, status: DeviceStatus) -> None:
+        if status.state == "ready" and device not in self._devices:
+            self._devices.add(device)
+            self._experience.idle_watts[device] = _idle_watts(status.profile)
+            self._tell(device)
+        elif status.state in {"lost", "stopped"}:
+            self._devices.discard(device)
+
+    def _learn(self) -> None:
+        trajectories = self._experience.take(version=self.version)
+        if not trajectories:
+            return
+        lesson = self._learner.learn(trajectories)
+        LOG.info("%s", lesson)
+        if not lesson.accepted:
+            LOG.warning("the simulator finds the new policy worse by %.3f: not published", -lesson.simulated_change)
+            return
+        self.version += 1
+        save_policy(self._path, self.current())
+        for device in sorted(self._devices):
+            self._tell(device)
+
+    def current(self) -> PolicyUpdate:
+        """What devices are told now."""
+        return to_message(self._learner.network, version=self.version, encoder=self._encoder)
+
+    def _tell(self, device: str) -> None:
+        self._link.retain(self._topics.policy(device), messages.encode(self.current()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until told to stop; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="streamsplit policy", description=__doc__)
+    parser.add_argument("fleet", type=Path, help="the fleet's YAML file")
+    parser.add_argument(
+        "--policy", type=Path, required=True, help="file to begin with, and to keep what was learned in"
+    )
+    parser.add_argument("--drawn", type=int, default=256, help="drawn decisions between two updates (default 256)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.02,
+        help="reward a decision that a published policy may lose in the simulator (default 0.02)",
+    )
+    given = parser.parse_args(arguments)
+    return run_process(
+        lambda: learn(
+            config.load_fleet(given.fleet),
+            stop_on_signals(),
+            path=given.policy,
+            drawn_per_update=given.drawn,
+            tolerance=given.tolerance,
+        )
+    )
+
+
+def learn(
+    fleet: FleetConfig,
+    stop: threading.Event,
+    *,
+    path: Path,
+    drawn_per_update: int,
+    tolerance: float,
+    connect: LinkOpener = open_link,
+) -> None:
+    """Build the process from the settings and run it; ``connect`` opens its link.
+
+    Raises:
+        ConfigError: no policy in ``path``, or one for another encoder.
+    """
+    torch.set_num_threads(1)
+    costs = encoder_costs(fleet.encoder)
+    update, network = load_policy(path, actions=costs.depth + 2)
+    if update.encoder != fleet.encoder:
+        raise ConfigError(f"{path}: a policy for {update.encoder}, the fleet's encoder is {fleet.encoder}")
+    split, weights, plan = read_split(), RewardWeights(), Plan()
+    boards = [shipped_board(name) for name in BOARDS]
+    topics = Topics(fleet.fleet)
+    learner = FleetLearner(
+        network,
+        fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards),
+        min_cut=plan.min_cut,
+        first_cut=plan.first_cut,
+        weights=weights,
+        tolerance=tolerance,
+        seed=0,
+    )
+    boot = new_boot()
+    link = connect(
+        fleet,
+        client_id=f"{fleet.fleet}-policy-{boot[:8]}",
+        will=None,
+        data_capacity=QUEUE,
+        outbound_capacity=QUEUE,
+    )
+    link.start()
+    process = PolicyProcess(
+        link,
+        topics,
+        encoder=fleet.encoder,
+        learner=learner,
+        experience=Experience(parts_per_step=fleet.parts_per_step, weights=weights),
+        version=update.version,
+        drawn_per_update=drawn_per_update,
+        path=path,
+    )
+    process.run(stop)
+    link.stop(timeout_s=5.0)
+
+
+def _idle_watts(profile: str) -> float:
+    """Watts of a board that only listens, by its profile's name; 0 for one that is not shipped."""
+    try:
+        power = config.load_profile(profile).power
+    except ConfigError:
+        return 0.0
+    return power.idle_watts + power.capture_watts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

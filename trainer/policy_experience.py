@@ -1,0 +1,151 @@
+"""Makes samples of what devices report: decisions joined by (device, boot, decision_seq), with what each was worth.
+
+The reward of a decision is in the counters' change between its telemetry and the one before, so a decision counts only
+between two others that follow each other; where one is missing the trajectory is cut. Decisions that no policy made
+(pins, fallback, no link) cut it as well, and those of policies more than `OLDEST` versions back are dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.actions import LOCAL
+from common.messages import Telemetry
+from common.policy import OBSERVATION_NAMES
+from trainer.link_traces import STEP_S
+from trainer.reward import RewardWeights, reward, utility
+
+OLDEST = 2
+MOST_KEPT = 20_000  # decisions waiting to be learned from; older ones are dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One decision. `action`: an index into the mask; `drawn`: by chance, so that it can teach the policy."""
+
+    device: str
+    observation: tuple[float, ...]
+    mask: tuple[bool, ...]
+    action: int
+    log_prob: float
+    policy_version: int
+    reward: float
+
+    @property
+    def drawn(self) -> bool:
+        """A decision that took the likeliest action has a log-probability of 0: it was certain."""
+        return self.log_prob < 0.0
+
+
+class Experience:
+    """Collects trajectories.
+
+    Args:
+        parts_per_step: windows of a step in this fleet.
+
+    Attributes:
+        idle_watts: by device, what its board spends without computing; a device that is not named spends 0.
+    """
+
+    def __init__(self, *, parts_per_step: int, weights: RewardWeights) -> None:
+        self._parts = parts_per_step
+        self._weights = weights
+        self._last: dict[str, Telemetry] = {}
+        self._open: dict[str, list[Reported]] = {}
+        self._closed: list[list[Reported]] = []
+        self.idle_watts: dict[str, float] = {}
+
+    @property
+    def drawn(self) -> int:
+        """How many decisions wait from which a policy can learn."""
+        return sum(one.drawn for trajectory in self._all() for one in trajectory)
+
+    def offer(self, device: str, telemetry: Telemetry) -> Reported | None:
+        """Take a device's telemetry; the decision it completed, if it did."""
+        last = self._last.get(device)
+        if last is not None and last.boot == telemetry.boot and telemetry.decision_seq <= last.decision_seq:
+            return None  # said again, or late
+        follows = last is not None and (last.boot, last.decision_seq + 1) == (telemetry.boot, telemetry.decision_seq)
+        self._last[device] = telemetry
+        usable = len(telemetry.observation) == len(OBSERVATION_NAMES) and telemetry.policy_version > 0
+        if last is None or not follows or not usable:
+            self._cut(device)
+            return None
+        worth = self._worth(device, last, telemetry)
+        if worth is None:
+            self._cut(device)
+            return None
+        place = len(telemetry.mask) - 1 if telemetry.action == LOCAL else telemetry.action
+        if not (0 <= place < len(telemetry.mask) and telemetry.mask[place]):
+            self._cut(device)
+            return None
+        made = Reported(
+            device, telemetry.observation, telemetry.mask, place, telemetry.log_prob, telemetry.policy_version, worth
+        )
+        self._open.setdefault(device, []).append(made)
+        return made
+
+    def take(self, *, version: int) -> list[list[Reported]]:
+        """All trajectories of two decisions and more, by `version` or up to `OLDEST` before it; then forgotten."""
+        for device in list(self._open):
+            self._cut(device)
+        taken, self._closed = self._closed, []
+        recent = [_without_old(trajectory, version - OLDEST) for trajectory in taken]
+        return [part for parts in recent for part in parts if len(part) > 1]
+
+    def _all(self) -> list[list[Reported]]:
+        return [*self._closed, *self._open.values()]
+
+    def _cut(self, device: str) -> None:
+        trajectory = self._open.pop(device, [])
+        if len(trajectory) > 1:
+            self._closed.append(trajectory)
+        while sum(map(len, self._closed)) > MOST_KEPT:
+            self._closed.pop(0)
+
+    def _worth(self, device: str, before: Telemetry, now: Telemetry) -> float | None:
+        """The decision's reward; None where nothing can be said of it."""
+        windows = now.windows - before.windows + max(0, now.windows_dropped - before.windows_dropped)
+        if windows <= 0 or now.embedding_ms is None:
+            return None
+        idle_joules = self.idle_watts.get(device, 0.0) * windows * STEP_S
+        moved_bytes = now.bytes_up - before.bytes_up + now.bytes_down - before.bytes_down
+        answered = _share(self._parts * (now.steps_answered - before.steps_answered), windows)
+        local = min(_share(self._parts * (now.local_steps - before.local_steps), windows), 1.0 - answered)
+        w = self._weights
+        worth = reward(
+            utility=utility(
+                _one(answered),
+                _one(local),
+                _one(now.uncertainty if now.uncertainty is not None else 0.5),
+                local_utility=w.local_utility,
+                uncertainty_weight=w.uncertainty_weight,
+            ),
+            latency_ms=_one(now.embedding_ms),
+            energy_joules=_one(max(0.0, now.energy_joules - before.energy_joules - idle_joules) / windows),
+            bytes_moved=_one(max(0, moved_bytes) / windows),
+            moved=_one(float(now.cut != before.cut and now.action != LOCAL)),
+            w=w,
+        )
+        return float(worth[0])
+
+
+def _without_old(trajectory: list[Reported], oldest: int) -> list[list[Reported]]:
+    parts: list[list[Reported]] = [[]]
+    for one in trajectory:
+        if one.policy_version >= oldest:
+            parts[-1].append(one)
+        else:
+            parts.append([])
+    return parts
+
+
+def _share(part: int, whole: int) -> float:
+    return min(max(part / whole, 0.0), 1.0)
+
+
+def _one(value: float) -> NDArray[np.float64]:
+    return np.array([value], dtype=np.float64)
