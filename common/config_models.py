@@ -329,6 +329,11 @@ class DeviceConfig(Settings):
     connect_timeout_s: Number = Field(
         default=30.0, gt=0, le=3600, description="Seconds to wait for the broker at start before going on without it."
     )
+    own_embedding: bool = Field(
+        default=False,
+        description="Compute every window's embedding here as well, as soon as it closes: the trainer's answer is not "
+        "waited for; costs a forward pass, and all blocks follow the fleet's versions.",
+    )
     local_learning: bool = Field(default=True, description="Go on learning alone while the link is gone.")
     local_learning_rate: Number = Field(default=5e-4, gt=0, le=1, description="Learning rate of those local steps.")
     local_replayed: int = Field(

@@ -188,6 +188,7 @@ def _loop(
         limits=messages.Limits(max_message_bytes=fleet.max_message_bytes),
         take_policy=splitter.offer if isinstance(splitter, PolicySplitter) else None,
     )
+    ambiguity = Ambiguity(encoder, mixture.mixture)
     return DeviceLoop(
         device=identity.device,
         boot=identity.boot,
@@ -216,7 +217,8 @@ def _loop(
             seed=settings.seed,
         ),
         splitter=splitter,
-        sending=_sending(settings, encoder, mixture.mixture),
+        sending=_sending(settings, ambiguity, mixture.mixture),
+        ambiguity=ambiguity,
         senses=Senses(
             device=identity.device,
             boot=identity.boot,
@@ -292,7 +294,7 @@ def _weights(
 
 def _uses_all_blocks(settings: DeviceConfig) -> bool:
     """Whether the device goes on using the blocks beyond its cut while it is connected."""
-    if settings.fleet.mode == "federated":
+    if settings.fleet.mode == "federated" or settings.own_embedding:
         return True
     sending = settings.sending
     learns = settings.local_learning and sending.unsent == "learn"
@@ -322,6 +324,7 @@ def _pace(settings: DeviceConfig) -> Pace:
         lockstep=lockstep,
         sound=settings.audio_codec if sends_sound else None,
         sends_windows=not alone,
+        own_embedding=settings.own_embedding,
         sync_every_windows=settings.fleet.sync_every_windows if federated else None,
     )
 
@@ -389,8 +392,7 @@ def _energy(settings: DeviceConfig) -> EnergyMeter:
     return EnergyMeter(power=power, measure=not settings.emulate)
 
 
-def _sending(settings: DeviceConfig, encoder: Encoder, mixture: MixtureMemory) -> Sending:
-    ambiguity = Ambiguity(encoder, mixture)
+def _sending(settings: DeviceConfig, ambiguity: Ambiguity, mixture: MixtureMemory) -> Sending:
     return Sending(
         share=settings.sending.share,
         by=settings.sending.by,

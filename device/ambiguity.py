@@ -19,6 +19,21 @@ class Ambiguity:
     def __init__(self, encoder: Encoder, mixture: MixtureMemory) -> None:
         self._encoder = encoder
         self._mixture = mixture
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def embedding(self, views: Tensor) -> Tensor:
+        """The embedding [1, D] of view A of ``views`` [2, 1, 64, 96], by the weights that are here.
+
+        Asked again about the same tensor it does not compute again: a window's embedding and its uncertainty are asked
+        for one after the other, with no step between.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if self._last is None or self._last[0] is not views:
+            self._last = (views, self._encoder.forward_to(views[:1], self._encoder.depth))
+        return self._last[1]
 
     @torch.no_grad()
     def of(self, views: Tensor) -> float:
@@ -27,5 +42,4 @@ class Ambiguity:
         Raises:
             ValueError: another shape.
         """
-        embedding = self._encoder.forward_to(views[:1], self._encoder.depth)
-        return float(self._mixture.uncertainty(self._encoder.project(embedding)))
+        return float(self._mixture.uncertainty(self._encoder.project(self.embedding(views))))

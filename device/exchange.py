@@ -14,8 +14,9 @@ Result = Literal["answered", "late", "stale", "rejected", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One part on its way: its cut or `BEFORE_STEM`, its size, when its window was closed and when it left."""
+    """One part on its way: its window, cut or `BEFORE_STEM`, size, when its window was closed and when it left."""
 
+    window: int
     cut: int
     size_bytes: int
     closed_s: float
@@ -27,7 +28,8 @@ class Exchange:
     """One step of this device.
 
     ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer the rest is not waited for,
-    since the batch was closed with what had arrived.
+    since the batch was closed with what had arrived. By part: ``embedding_s`` from its window's end,
+    ``gradient_s`` from its sending. ``applied_s``: when the optimizer step was taken, on the monotonic clock.
     """
 
     step: int
@@ -38,18 +40,19 @@ class Exchange:
     losses: list[float] = field(default_factory=list)
     acknowledged: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
-    embedding_s: list[float] = field(default_factory=list)
-    gradient_s: list[float] = field(default_factory=list)
+    embedding_s: dict[int, float] = field(default_factory=dict)
+    gradient_s: dict[int, float] = field(default_factory=dict)
     answer_s: list[float] = field(default_factory=list)
+    applied_s: float | None = None
     trainer_boot: str = ""
     reasons: set[str] = field(default_factory=set)
     learning_rate: float = 0.0
     merge: bool = False
     _answered_s: float | None = None
 
-    def offer_sent(self, part: int, cut: int, size_bytes: int, *, closed_s: float, sent_s: float) -> None:
+    def offer_sent(self, part: int, cut: int, size_bytes: int, *, window: int, closed_s: float, sent_s: float) -> None:
         """Note that a part went out."""
-        self.sent[part] = Sent(cut, size_bytes, closed_s, sent_s)
+        self.sent[part] = Sent(window, cut, size_bytes, closed_s, sent_s)
 
     def offer_gradient(self, answer: Gradient, gradient: Tensor | None, *, received_s: float) -> None:
         """Take the answer to one part; a second answer to the same part changes nothing.
@@ -58,7 +61,7 @@ class Exchange:
         """
         if answer.part not in self.sent or answer.part in self._done():
             return
-        self.gradient_s.append(received_s - self.sent[answer.part].sent_s)
+        self.gradient_s[answer.part] = received_s - self.sent[answer.part].sent_s
         self._answered_s = received_s
         if answer.result != "ok":
             self.refused[answer.part] = answer.result
@@ -75,8 +78,8 @@ class Exchange:
 
     def offer_embedding(self, answer: Embedding, *, received_s: float) -> None:
         """Note when a window's embedding became available here."""
-        if answer.part in self.sent:
-            self.embedding_s.append(received_s - self.sent[answer.part].closed_s)
+        if answer.part in self.sent and answer.part not in self.embedding_s:
+            self.embedding_s[answer.part] = received_s - self.sent[answer.part].closed_s
             self.answer_s.append(received_s - self.sent[answer.part].sent_s)
 
     def over(self, now_s: float) -> bool:

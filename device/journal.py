@@ -9,7 +9,9 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import psutil
 
 from common.link import LinkCounters
 from device.exchange import Exchange
@@ -18,11 +20,19 @@ if TYPE_CHECKING:
     from device.conditions import Condition
 
 
+Fate = int | Literal["local", "kept"]
+"""What became of a window: sent at this cut (or `BEFORE_STEM`), kept by the splitter's word, or not worth sending."""
+
+
 @dataclass(slots=True)
 class Totals:
-    """Since the start of this process: ``windows`` captured, of these ``sent``, and ``local``: in local steps."""
+    """Since the start of this process: ``windows`` captured, of these ``sent``, and ``local``: in local steps.
+
+    ``busy_s``: seconds of compute, the board's where one is played. ``windows_dropped``: lost because nobody took them.
+    """
 
     windows: int = 0
+    windows_dropped: int = 0
     sent: int = 0
     local: int = 0
     steps: Counter[str] = field(default_factory=Counter)
@@ -35,7 +45,8 @@ class Journal:
     """Appends to ``steps.jsonl``; a line is with the operating system when the call returns.
 
     Every life of the device begins with a line of kind ``start``: windows and bytes count from there. ``monotonic_s``:
-    when a line was written, on the machine's monotonic clock, which processes of one machine share.
+    when a line was written, on the machine's monotonic clock, which processes of one machine share. ``taken`` are
+    the windows since the line before: [index, fate, milliseconds until its embedding was computed here].
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +54,9 @@ class Journal:
         torn = _is_torn(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
+        self._process = psutil.Process()
+        self._windows: list[list[object]] = []
+        self._least_waiting: int | None = None
         self.totals = Totals()
         if torn:
             self._file.write("\n")
@@ -62,11 +76,12 @@ class Journal:
             result=result,
             reasons=sorted(exchange.reasons),
             cuts=dict(Counter(str(sent.cut) for sent in exchange.sent.values())),
+            parts=[_part(exchange, part) for part in exchange.sent],
             loss=sum(exchange.losses) / len(exchange.losses) if exchange.losses else None,
-            embedding_ms=[round(1e3 * seconds, 2) for seconds in exchange.embedding_s],
-            gradient_ms=[round(1e3 * seconds, 2) for seconds in exchange.gradient_s],
-            **_bytes(counters),
+            embedding_ms=[round(1e3 * seconds, 2) for seconds in exchange.embedding_s.values()],
+            gradient_ms=[round(1e3 * seconds, 2) for seconds in exchange.gradient_s.values()],
             weights_version=weights_version,
+            **self._so_far(counters),
         )
 
     def local_step(self, *, windows: int, loss: float, counters: LinkCounters) -> None:
@@ -80,12 +95,13 @@ class Journal:
             local=self.totals.local,
             windows=windows,
             loss=loss,
-            **_bytes(counters),
+            **self._so_far(counters),
         )
 
     def condition(self, condition: Condition) -> None:
         """What is played on an emulated device changes now. Called from the player's thread."""
-        self._write(kind="condition", **asdict(condition))
+        if not self._file.closed:  # the device may have ended meanwhile
+            self._write(kind="condition", **asdict(condition))
 
     def end(self, *, counters: LinkCounters) -> None:
         """The device stops by itself."""
@@ -94,9 +110,34 @@ class Journal:
             window=self.totals.windows,
             sent=self.totals.sent,
             local=self.totals.local,
-            **_bytes(counters),
+            **self._so_far(counters),
         )
         self._file.close()
+
+    def window(self, index: int, fate: Fate, *, own_s: float | None, waiting: int) -> None:
+        """A window was dealt with: sent at a cut, or not; it stands in the next line.
+
+        ``own_s``: seconds from its end until its embedding was computed here, None where it was not; ``waiting``: how
+        many windows had closed since.
+        """
+        self._windows.append([index, fate, None if own_s is None else round(1e3 * own_s, 2)])
+        self._least_waiting = waiting if self._least_waiting is None else min(waiting, self._least_waiting)
+
+    def _so_far(self, counters: LinkCounters) -> dict[str, object]:
+        windows, self._windows = self._windows, []
+        waiting, self._least_waiting = self._least_waiting, None
+        return {
+            "taken": windows,
+            "least_waiting": waiting,
+            "windows_dropped": self.totals.windows_dropped,
+            "messages_dropped": counters.dropped_in + counters.dropped_out,
+            "busy_s": round(self.totals.busy_s, 4),
+            "cpu_s": round(time.process_time(), 4),
+            "memory_mb": round(self._process.memory_info().rss / 2**20, 1),
+            "bytes_up": counters.bytes_up,
+            "bytes_down": counters.bytes_down,
+            "bytes_of": dict(counters.kinds),
+        }
 
     def _write(self, **values: object) -> None:
         line = json.dumps({"monotonic_s": round(time.monotonic(), 3), **values}) + "\n"
@@ -104,8 +145,22 @@ class Journal:
             self._file.write(line)
 
 
-def _bytes(counters: LinkCounters) -> dict[str, object]:
-    return {"bytes_up": counters.bytes_up, "bytes_down": counters.bytes_down, "bytes_of": dict(counters.kinds)}
+def _part(exchange: Exchange, part: int) -> dict[str, object]:
+    """One part of a step: its window, and milliseconds from that window's end."""
+    sent = exchange.sent[part]
+    applied_s = exchange.applied_s if part in exchange.gradients else None
+    return {
+        "window": sent.window,
+        "cut": sent.cut,
+        "bytes": sent.size_bytes,
+        "sent_ms": _ms(sent.sent_s - sent.closed_s),
+        "embedding_ms": _ms(exchange.embedding_s.get(part)),
+        "applied_ms": _ms(None if applied_s is None else applied_s - sent.closed_s),
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1e3 * seconds, 2)
 
 
 def _is_torn(path: Path) -> bool:

@@ -26,12 +26,13 @@ from common.link import Link
 from common.split import BEFORE_STEM, client_names, names
 from common.topics import Topics
 from common.views import Views
+from device.ambiguity import Ambiguity
 from device.captions import CaptionDraw
 from device.client_step import ClientStep
 from device.edge_learner import EdgeLearner
 from device.emulation import ComputeStretch
 from device.exchange import Exchange
-from device.journal import Journal
+from device.journal import Fate, Journal
 from device.mailbox import Mailbox
 from device.presence import Presence, State
 from device.replica import Replica
@@ -70,6 +71,7 @@ class Pace:
     lockstep: bool
     sound: AudioCodec | None = None  # server-only: windows leave as sound, nothing is learned here, no weights are held
     sends_windows: bool = True  # else the device learns alone
+    own_embedding: bool = False  # every window's embedding is computed here as well, at once
     sync_every_windows: int | None = None  # federated: its change of all blocks goes up after so many local windows
 
 
@@ -110,6 +112,7 @@ class DeviceLoop:
         edge_learner: EdgeLearner,
         splitter: Splitter,
         sending: Sending,
+        ambiguity: Ambiguity,
         senses: Senses,
         stretch: ComputeStretch | None,
         journal: Journal,
@@ -137,6 +140,7 @@ class DeviceLoop:
         self._edge_learner = edge_learner
         self._splitter = splitter
         self._sending = sending
+        self._ambiguity = ambiguity
         self._senses = senses
         self._stretch = stretch
         self._journal = journal
@@ -314,19 +318,34 @@ class DeviceLoop:
         closed_s = time.monotonic() if self._pace.lockstep else window.closed_s
         self._journal.totals.windows += 1
         if self._pace.sound is not None:
-            if self._send_this_one():
+            sent = self._send_this_one()
+            if sent:
                 self._send_sound(window, self._pace.sound, closed_s)
+            self._note(window, BEFORE_STEM if sent else "local", None)
             return
         with self._computing():
             views = self._views(window)
+            if self._pace.own_embedding:
+                self._ambiguity.embedding(views)
+        own_s = time.monotonic() - closed_s if self._pace.own_embedding else None
         learn = self._pace.local_learning
+        fate: Fate = "local"
         if self._send_this_one():
             if self._worth_sending(views):
-                self._send(window, views, closed_s)
+                cut = self._cut
+                forward_s = self._send(window, views, closed_s)
+                if own_s is None and cut == self._encoder.depth:
+                    own_s = forward_s
+                self._note(window, cut, own_s)
                 return
-            learn = learn and self._pace.learn_unsent
+            learn, fate = learn and self._pace.learn_unsent, "kept"
         if learn:
             self._local.append(LocalWindow(views, window.segment, window.index * WINDOW_S))
+        self._note(window, fate, own_s)
+
+    def _note(self, window: Window, fate: Fate, own_s: float | None) -> None:
+        self._journal.totals.windows_dropped = self._source.dropped
+        self._journal.window(window.index, fate, own_s=own_s, waiting=self._source.waiting)
 
     def _worth_sending(self, views: Tensor) -> bool:
         """The last window closes a step that has begun: without it the others would wait for the deadline."""
@@ -354,10 +373,13 @@ class DeviceLoop:
             self._target = decision.cut
         return not decision.local and self._online()
 
-    def _send(self, window: Window, views: Tensor, closed_s: float) -> None:
+    def _send(self, window: Window, views: Tensor, closed_s: float) -> float:
+        """Send the window at the cut; seconds from its end until its activations were there."""
         part = len(self._exchange.sent)
         with self._computing():
             activations = self._client_step.forward(views, part=part, cut=self._cut)
+        forward_s = time.monotonic() - closed_s
+        with self._computing():
             tensor = encode(activations, Codec.parse(self._mailbox.codec) if self._mailbox.codec else self._codec)
         message = messages.Activations(
             boot=self._boot,
@@ -374,7 +396,8 @@ class DeviceLoop:
             tensor=tensor,
             caption=self._captions(window) if self._captions else None,
         )
-        self._publish(self._topics.activations(self._device), messages.encode(message), self._cut, closed_s)
+        self._publish(self._topics.activations(self._device), messages.encode(message), self._cut, window, closed_s)
+        return forward_s
 
     def _send_sound(self, window: Window, codec: AudioCodec, closed_s: float) -> None:
         """Only where the device's own file permits it (`common.config_fleet.permits_its_mode`)."""
@@ -394,14 +417,16 @@ class DeviceLoop:
             codec=codec,
             data=data,
         )
-        self._publish(self._topics.audio(self._device), messages.encode(message), BEFORE_STEM, closed_s)
+        self._publish(self._topics.audio(self._device), messages.encode(message), BEFORE_STEM, window, closed_s)
 
-    def _publish(self, topic: str, payload: bytes, cut: int, closed_s: float) -> None:
+    def _publish(self, topic: str, payload: bytes, cut: int, window: Window, closed_s: float) -> None:
         exchange = self._exchange
         self._journal.totals.sent += 1
         if not exchange.sent and self._mailbox.trainer is not None:
             exchange.trainer_boot = self._mailbox.trainer.boot
-        exchange.offer_sent(len(exchange.sent), cut, len(payload), closed_s=closed_s, sent_s=time.monotonic())
+        exchange.offer_sent(
+            len(exchange.sent), cut, len(payload), window=window.index, closed_s=closed_s, sent_s=time.monotonic()
+        )
         self._link.publish(topic, payload, expiry_s=self._pace.step_timeout_s)
 
     # -- the end of a step --------------------------------------------------------------------------------------------
@@ -417,6 +442,7 @@ class DeviceLoop:
         with self._computing():
             moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
         if moved:
+            exchange.applied_s = time.monotonic()
             self._replica.trained(moved)
             # What local steps had taken over beyond the cut is the trainer's again.
             self._optimizers.release([name for name in self._optimizers.taken if name not in moved])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from common import messages
 from common.link import Link
@@ -141,8 +141,8 @@ class Senses:
             self._steps_unanswered += 1
             if self._steps_unanswered >= ROUND_TRIP_STEPS:
                 self._estimate.forget_round_trip()
-        self._embedding_ms = _median_ms(exchange.embedding_s or self._embedded_here(exchange))
-        self._gradient_ms = _median_ms(exchange.gradient_s)
+        self._embedding_ms = _median_ms(exchange.embedding_s.values() or self._embedded_here(exchange))
+        self._gradient_ms = _median_ms(exchange.gradient_s.values())
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
         self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
@@ -211,6 +211,6 @@ class Senses:
         )
 
 
-def _median_ms(seconds: Sequence[float]) -> float | None:
+def _median_ms(seconds: Iterable[float]) -> float | None:
     ordered = sorted(seconds)
     return 1e3 * ordered[len(ordered) // 2] if ordered else None

@@ -156,7 +156,7 @@ class GoldenDevice:
                 tensor=encode(activations, self._codec),
             )
             sent.append(messages.encode(message))
-            self.exchange.offer_sent(part, cut, len(sent[-1]), closed_s=0.0, sent_s=0.0)
+            self.exchange.offer_sent(part, cut, len(sent[-1]), window=part, closed_s=0.0, sent_s=0.0)
         return sent
 
     def learn(self) -> list[str]:

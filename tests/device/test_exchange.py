@@ -14,7 +14,7 @@ GRADIENT = torch.ones(2, 3)
 def exchange(parts: int = 3) -> Exchange:
     made = Exchange(4, timeout_s=10.0, grace_s=2.0)
     for part in range(parts):
-        made.offer_sent(part, 5, 100, closed_s=float(part) - 0.5, sent_s=float(part))
+        made.offer_sent(part, 5, 100, window=20 + part, closed_s=float(part) - 0.5, sent_s=float(part))
     return made
 
 
@@ -75,7 +75,7 @@ def test_a_second_answer_to_the_same_part_changes_nothing() -> None:
     step.offer_gradient(answer(0, loss=9.0, merge=True), 2 * GRADIENT, received_s=3.0)
     step.offer_gradient(refusal(0, "late"), None, received_s=3.0)
     assert torch.equal(step.gradients[0], GRADIENT)
-    assert (step.losses, step.merge, step.refused, step.gradient_s) == ([1.0], False, {}, [2.0])
+    assert (step.losses, step.merge, step.refused, step.gradient_s) == ([1.0], False, {}, {0: 2.0})
     step.offer_gradient(refusal(1, "stale"), None, received_s=3.0)
     step.offer_gradient(answer(1), GRADIENT, received_s=4.0)
     assert list(step.gradients) == [0]
@@ -85,7 +85,7 @@ def test_an_answer_to_a_part_that_was_never_sent_is_passed_over() -> None:
     step = exchange(1)
     step.offer_gradient(answer(7), GRADIENT, received_s=1.0)
     step.offer_embedding(embedding(7), received_s=1.0)
-    assert (step.gradients, step.gradient_s, step.embedding_s) == ({}, [], [])
+    assert (step.gradients, step.gradient_s, step.embedding_s) == ({}, {}, {})
 
 
 def test_one_part_that_asks_for_the_change_is_enough_and_a_refusal_never_asks() -> None:
@@ -126,5 +126,6 @@ def test_an_embeddings_latency_counts_from_the_end_of_its_window_a_gradients_fro
     step = exchange(2)
     step.offer_embedding(embedding(1), received_s=1.75)
     step.offer_gradient(answer(1), GRADIENT, received_s=1.75)
-    assert step.embedding_s == [1.25]
-    assert step.gradient_s == [0.75]
+    step.offer_embedding(embedding(1), received_s=9.0)
+    assert step.embedding_s == {1: 1.25}, "the first one counts"
+    assert step.gradient_s == {1: 0.75}

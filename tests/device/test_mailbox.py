@@ -53,7 +53,7 @@ class Device:
         )
         self.exchange = Exchange(STEP, timeout_s=10.0, grace_s=2.0)
         for part in range(3):
-            self.exchange.offer_sent(part, CUT, 100, closed_s=0.0, sent_s=1.0)
+            self.exchange.offer_sent(part, CUT, 100, window=part, closed_s=0.0, sent_s=1.0)
 
     def receive(self, topic: str, message: object, *, received_s: float = 3.0, retained: bool = False) -> None:
         self.link.put(topic, messages.encode(message), received_s=received_s, retained=retained)
@@ -93,7 +93,7 @@ def test_a_gradient_reaches_the_step_in_flight() -> None:
     device = Device()
     device.gradient(1, merge=True)
     assert torch.equal(device.exchange.gradients[1], torch.ones(2, *device.encoder.activation_shape(CUT)))
-    assert device.exchange.gradient_s == [2.0]
+    assert device.exchange.gradient_s == {1: 2.0}
     assert (device.exchange.learning_rate, device.exchange.merge, device.exchange.losses) == (0.1, True, [1.5])
 
 
@@ -129,7 +129,7 @@ def test_an_embedding_brings_uncertainty_with_the_time_of_its_arrival() -> None:
     assert (device.mailbox.uncertainty, device.mailbox.uncertainty_at_s) == (None, None)
     device.receive(TOPICS.embedding("pi"), Embedding(BOOT, STEP, 0, 3, 0.75, tensor(1, 192)), received_s=6.0)
     assert (device.mailbox.uncertainty, device.mailbox.uncertainty_at_s) == (0.75, 6.0)
-    assert device.exchange.embedding_s == [6.0]
+    assert device.exchange.embedding_s == {0: 6.0}
     device.receive(TOPICS.embedding("pi"), Embedding(OTHER_BOOT, STEP, 0, 3, 0.25, tensor(1, 192)))
     assert device.mailbox.uncertainty == 0.75, "it was for an earlier boot"
     device.receive(TOPICS.embedding("pi"), Embedding(BOOT, STEP, 0, 3, 0.25, tensor(1, 191)))
