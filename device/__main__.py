@@ -232,6 +232,7 @@ def _loop(
             energy=_energy(settings),
             sampler=_sampler(settings, board, journal),
             every_steps=settings.telemetry_every_steps,
+            every_window=settings.speed == "realtime",
             uplink_mbps=_uplink(link, board),
             forward_ms=_forward_ms(settings, encoder),
             steady_link=_steady_link(settings),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from common.link import LinkCounters
+from common.messages import Telemetry
 from device.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -97,6 +98,24 @@ class Journal:
             loss=loss,
             **self._so_far(counters),
         )
+
+    def telemetry(self, message: Telemetry) -> None:
+        """Telemetry was published."""
+        self._write(
+            kind="telemetry",
+            decision=message.decision_seq,
+            action=message.action,
+            cut=message.cut,
+            cpu=message.cpu,
+            uplink_mbps=message.uplink_mbps,
+            round_trip_ms=message.round_trip_ms,
+            uncertainty=message.uncertainty,
+            queue=message.queue_depth,
+        )
+
+    def moved(self, cut: int, *, before: int, reason: str) -> None:
+        """The next part is cut elsewhere."""
+        self._write(kind="cut", cut=cut, before=before, reason=reason)
 
     def condition(self, condition: Condition) -> None:
         """What is played on an emulated device changes now. Called from the player's thread."""

@@ -150,6 +150,8 @@ class DeviceLoop:
         self._local: deque[LocalWindow] = deque(maxlen=pace.local_waiting)
         self._cut = pace.first_cut
         self._target = pace.first_cut
+        self._deepest = pace.first_cut
+        self._reason = ""
         self._since_change = DWELL_WINDOWS
         self._since_sync = 0
         self._chose_local = False
@@ -266,8 +268,8 @@ class DeviceLoop:
             self._weights.stay()
         else:
             self._weights.keep_up(cut=self._cut, target=self._target)
-        if self._target != self._cut and self._replica.current(client_names(self._target)):
-            self._move_cut()
+        self._move_cut()
+        self._give_up()
         self._learn_what_waits()
 
     def _learn_what_waits(self) -> None:
@@ -275,14 +277,23 @@ class DeviceLoop:
             self._local_step()
 
     def _move_cut(self) -> None:
-        if self._target < self._cut:
-            # The blocks given up are the trainer's from now on: it must have what was learned here.
-            self._weights.publish_change()
-            given_up = set(client_names(self._cut)) - set(client_names(self._target))
-            self._optimizers.release(sorted(given_up))
-        LOG.info("cut %d -> %d", self._cut, self._target)
+        """From the next part on, also within a step: each part carries its own cut, and its graph stays as it is."""
+        if self._target == self._cut or not self._replica.current(client_names(self._target)):
+            return
+        LOG.info("cut %d -> %d: %s", self._cut, self._target, self._reason)
+        self._journal.moved(self._target, before=self._cut, reason=self._reason)
         self._cut = self._target
+        self._deepest = max(self._deepest, self._cut)
         self._since_change = 0
+
+    def _give_up(self) -> None:
+        """Blocks beyond the cut are the trainer's, once no part in flight runs through them any more."""
+        if self._deepest > self._cut:
+            # It must have what was learned here.
+            self._weights.publish_change()
+            given_up = set(client_names(self._deepest)) - set(client_names(self._cut))
+            self._optimizers.release(sorted(given_up))
+            self._deepest = self._cut
 
     def _local_step(self) -> None:
         batch = [self._local.popleft() for _ in range(self._pace.parts_per_step)]
@@ -370,7 +381,8 @@ class DeviceLoop:
         self._chose_local = decision.local and decision.policy_version > 0
         self._since_change += 1
         if not decision.local:
-            self._target = decision.cut
+            self._target, self._reason = decision.cut, decision.reason
+            self._move_cut()
         return not decision.local and self._online()
 
     def _send(self, window: Window, views: Tensor, closed_s: float) -> float:

@@ -24,7 +24,10 @@ QUEUE_CAPACITY = 16  # windows waiting at which the queue counts as full
 
 
 class Senses:
-    """Samples resources once a step: a sample costs a millisecond, a window on a small board not many more."""
+    """Samples resources and the link's rate once a step, in real time with every window.
+
+    A sample costs a millisecond: nothing in the second that a window lasts, much where windows are computed at once.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Senses:
         energy: EnergyMeter,
         sampler: Sampler,
         every_steps: int,
+        every_window: bool,
         uplink_mbps: Callable[[], float | None],
         forward_ms: float | None,
         steady_link: tuple[float | None, float | None] | None = None,
@@ -63,6 +67,7 @@ class Senses:
         self._energy = energy
         self._sampler = sampler
         self._every_steps = every_steps
+        self._every_window = every_window
         self._estimate = LinkEstimate(alpha=LINK_SMOOTHING)
         self._resources = sampler.sample()
         self._decision: Decision | None = None
@@ -79,6 +84,9 @@ class Senses:
         if self._steady_link is not None:
             self._observation = self._steady(*self._steady_link, cut)
             return self._observation
+        if self._every_window:
+            self._resources = self._sampler.sample()
+            self._hear_of_the_link()
         at_s = self._mailbox.uncertainty_at_s
         self._observation = observe(
             uncertainty=self._mailbox.uncertainty,
@@ -123,17 +131,24 @@ class Senses:
         )
 
     def note(self, decision: Decision) -> None:
-        """Remember what was decided on the last observation."""
+        """Remember what was decided on the last observation; where it is another cut or `local`, tell of it."""
         if decision is self._decision:  # one that still holds: what it rested on is what telemetry tells
             return
+        before = self._decision
         self._decision, self._decided_on = decision, self._observation
         self._decisions += 1
+        if self._every_window and before is not None and before.action != decision.action and self._link.connected:
+            self.publish(force=True)
+
+    def _hear_of_the_link(self) -> None:
+        rate_mbps = self._uplink_mbps()
+        if rate_mbps is not None and self._link.connected:
+            self._estimate.uplink(rate_mbps)
 
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
-        rate_mbps = self._uplink_mbps()
-        if rate_mbps is not None:
-            self._estimate.uplink(rate_mbps)
+        if not self._every_window:
+            self._hear_of_the_link()
         if exchange.answer_s:
             self._estimate.round_trip(min(exchange.answer_s))
             self._steps_unanswered = 0
@@ -168,8 +183,11 @@ class Senses:
             return
         if not force and self._journal.totals.steps_sent % self._every_steps:
             return
-        self._resources = self._sampler.sample()
-        self._link.publish(self._topic, messages.encode(self._telemetry(self._decided_on, self._decision)))
+        if not self._every_window:
+            self._resources = self._sampler.sample()
+        message = self._telemetry(self._decided_on, self._decision)
+        self._link.publish(self._topic, messages.encode(message))
+        self._journal.telemetry(message)
 
     def _telemetry(self, observation: Observation, decision: Decision) -> messages.Telemetry:
         totals, counters = self._journal.totals, self._link.counters()

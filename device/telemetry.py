@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # Sensors of the processor itself, by the names Linux gives them: Raspberry Pi, Jetson, Intel, AMD.
 PROCESSOR_SENSORS = ("cpu_thermal", "cpu-thermal", "thermal-fan-est", "coretemp", "k10temp")
+JUMP = 2.0
 PLAUSIBLE_C = (-40.0, 130.0)
 THROTTLED_FILE = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")
 # Bits 0 to 3 of the Raspberry Pi's word are "now": under-voltage, frequency capped, throttled, soft temperature limit.
@@ -81,19 +82,29 @@ class ResourceSampler:
 
 
 class LinkEstimate:
-    """Rate and round trip as moving averages (weight `alpha` for the newest), each None until first observed."""
+    """Rate and round trip as moving averages (weight `alpha` for the newest), each None until first observed.
+
+    A rate beyond a factor of `JUMP` of the average is at first passed over: single readings of the kernel stray. The
+    second in a row on the same side is a link that has changed, and the average starts anew from it.
+    """
 
     def __init__(self, *, alpha: float) -> None:
         if not 0.0 < alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}, allowed is above 0 up to 1")
         self._alpha = alpha
         self._uplink_mbps: float | None = None
+        self._strayed = 0
         self._round_trip_s: float | None = None
 
     def uplink(self, mbps: float) -> None:
         """The link has lately carried `mbps` upwards."""
         _not_negative(mbps=mbps)
-        self._uplink_mbps = self._mean(self._uplink_mbps, mbps)
+        known, side = self._uplink_mbps, _side(mbps, self._uplink_mbps)
+        if side == 0:
+            self._uplink_mbps = self._mean(known, mbps)
+        elif side == self._strayed:
+            self._uplink_mbps, side = mbps, 0
+        self._strayed = side
 
     def round_trip(self, seconds: float) -> None:
         """An answer came `seconds` after its question."""
@@ -116,6 +127,13 @@ class LinkEstimate:
 
     def _mean(self, old: float | None, new: float) -> float:
         return new if old is None else (1.0 - self._alpha) * old + self._alpha * new
+
+
+def _side(value: float, mean: float | None) -> int:
+    """-1 or 1 where `value` is far below or above `mean`, else 0."""
+    if mean is None or mean / JUMP <= value <= mean * JUMP:
+        return 0
+    return -1 if value < mean else 1
 
 
 def processor_temperature_c() -> float | None:

@@ -141,6 +141,23 @@ def test_a_rate_that_changes_is_followed() -> None:
     assert link.uplink_mbps == pytest.approx(0.8, rel=1e-3)
 
 
+def test_a_rate_that_strays_once_is_passed_over_and_one_that_stays_is_believed_at_once() -> None:
+    link = LinkEstimate()
+    seen = []
+    for mbps in (8.0, 0.5, 8.0, 0.5, 30.0, 0.5, 0.5, 0.4, 9.0, 8.0):
+        link.uplink(mbps)
+        seen.append(link.uplink_mbps)
+    assert seen[:6] == [8.0] * 6
+    assert seen[6:] == [pytest.approx(value) for value in (0.5, 0.47, 0.47, 8.0)]
+
+
+def test_a_rate_of_nothing_is_a_rate() -> None:
+    link = LinkEstimate()
+    for mbps in (4.0, 0.0, 0.0, 4.0, 4.0):
+        link.uplink(mbps)
+    assert link.uplink_mbps == pytest.approx(4.0)
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_a_time_that_cannot_be_is_refused(value: float) -> None:
     link = LinkEstimate(alpha=0.3)

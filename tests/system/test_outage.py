@@ -97,3 +97,28 @@ def test_nothing_below_the_floor_is_ever_sent_whatever_the_trainer_asks(tmp_path
         fleet.ask_to_stop("a")
         assert fleet.exit_status("a") == 0
         assert min(cut for _, cut in fleet.seen.cuts) >= floor
+
+
+def test_a_cut_that_is_asked_for_within_a_step_holds_from_the_next_part_on(tmp_path: Path) -> None:
+    """Whatever was in flight keeps its own cut, deeper or shallower, and the step is answered as a whole."""
+    with Fleet(tmp_path, parts_per_step=8) as fleet:
+        trainer = Asking(fleet)
+        cuts: dict[tuple[int, int], int] = {}
+
+        def ask_between(device: str, part: messages.Activations) -> None:
+            cuts[part.step, part.part] = part.cut
+            if part.part == 1:
+                trainer.ask(device, pinned=7 if part.cut == 4 else 4, allowed=())
+            if part.last:  # a step whose parts are all answered is over, however few were sent
+                for number in range(part.part + 1):
+                    trainer.refuse(device, dataclasses.replace(part, part=number))
+
+        fleet.seen.on_part = ask_between
+        trainer.ask("a", pinned=4, allowed=())
+        # In real time, so that what is asked for is there before the next window.
+        fleet.start_device("a", speed="realtime", splitter={"kind": "fixed", "cut": 4}, windows=16)
+        assert fleet.exit_status("a") == 0
+        deeper, shallower = ([cuts[step, part] for part in range(8)] for step in (0, 1))
+        assert deeper in ([4, 4, *[7] * 6], [4, 4, 4, *[7] * 5]), "part 2 may have left already"
+        assert shallower in ([7, 7, *[4] * 6], [7, 7, 7, *[4] * 5])
+        assert [line["cut"] for line in fleet.journal("a") if line["kind"] == "cut"] == [7, 4]

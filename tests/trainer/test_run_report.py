@@ -45,6 +45,11 @@ def test_counters_of_one_life_are_its_last_ones(tmp_path: Path) -> None:
     assert (run.windows, run.bytes_up, run.bytes_down, run.sent) == (16, 25, 50, 2)
 
 
+def test_lines_that_count_nothing_leave_the_counters_alone(tmp_path: Path) -> None:
+    rest = [json.dumps({"kind": kind, "monotonic_s": 3.5}) for kind in ("condition", "telemetry", "cut")]
+    assert journal(tmp_path, START, step(8, bytes_up=10), *rest).bytes_up == 10
+
+
 def test_a_restarted_device_adds_its_lives(tmp_path: Path) -> None:
     run = journal(tmp_path, START, step(8, bytes_up=10), START, step(8, bytes_up=7), step(16, bytes_up=9))
     assert (run.windows, run.bytes_up, run.sent) == (24, 19, 3)
