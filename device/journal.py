@@ -113,8 +113,8 @@ class Journal:
             queue=message.queue_depth,
         )
 
-    def moved(self, cut: int, *, before: int, reason: str) -> None:
-        """The next part is cut elsewhere."""
+    def moved(self, cut: int | None, *, before: int | None, reason: str) -> None:
+        """From the next window on it is cut elsewhere; None: nothing is sent."""
         self._write(kind="cut", cut=cut, before=before, reason=reason)
 
     def condition(self, condition: Condition) -> None:

@@ -152,6 +152,7 @@ class DeviceLoop:
         self._target = pace.first_cut
         self._deepest = pace.first_cut
         self._reason = ""
+        self._alone = not pace.sends_windows
         self._since_change = DWELL_WINDOWS
         self._since_sync = 0
         self._chose_local = False
@@ -380,6 +381,10 @@ class DeviceLoop:
         self._senses.note(decision)
         self._chose_local = decision.local and decision.policy_version > 0
         self._since_change += 1
+        if decision.local != self._alone:
+            now, before = (None, self._cut) if decision.local else (self._cut, None)
+            self._journal.moved(now, before=before, reason=decision.reason)
+            self._alone = decision.local
         if not decision.local:
             self._target, self._reason = decision.cut, decision.reason
             self._move_cut()

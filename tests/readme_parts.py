@@ -46,7 +46,14 @@ def accuracy() -> str:
     return markdown()
 
 
-PARTS = {"configuration": configuration, "metrics": metrics, "cuts": cuts, "accuracy": accuracy}
+def testbed() -> str:
+    """What the committed run of the testbed says."""
+    from tests.bench.testbed_report import markdown  # needs all rooms, as above
+
+    return markdown()
+
+
+PARTS = {"configuration": configuration, "metrics": metrics, "cuts": cuts, "accuracy": accuracy, "testbed": testbed}
 
 
 def replaced(text: str) -> str:

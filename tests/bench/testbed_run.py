@@ -1,0 +1,110 @@
+"""Runs one row of the testbed: a real broker, a real trainer, a process for each device, in real time."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+
+from broker.start import open_broker
+from common.config import load_profile
+from device.conditions import Condition
+from tests.bench.testbed_figures import DeviceFigures, device_figures, power_of
+from tests.bench.testbed_journal import DeviceJournal, read_journal
+from tests.bench.testbed_plan import Board, Plan, RowPlan, conditions, joules_per_megabyte, options, put_boards, steady
+from trainer.dataset_layouts import split_recordings
+from trainer.demo import train
+from trainer.demo_files import write_files
+
+
+@dataclass(frozen=True, slots=True)
+class Sounds:
+    """What the devices hear: a folder of recordings, or the synthetic soundscape (None)."""
+
+    data: Path | None
+    esc10: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A finished run; ``others_cores``: how many of this machine's cores were busy with something else meanwhile."""
+
+    journals: tuple[DeviceJournal, ...]
+    broker: str
+    wall_s: float
+    others_cores: float
+
+
+def run_row(plan: Plan, row: RowPlan, out: Path, *, sounds: Sounds, broker: str, console: Console) -> Ran:
+    """One row on the plan's own boards, nothing happening to them.
+
+    Raises:
+        ConfigError: settings or recordings that cannot be used.
+        RunFailed: a process of the run ended with an error.
+    """
+    playing = [(steady(board),) for board in plan.devices]
+    return _run(plan, row, out, plan.devices, playing, plan.windows, sounds, broker, console)
+
+
+def run_events(plan: Plan, out: Path, *, sounds: Sounds, broker: str, console: Console) -> Ran:
+    """The subject on boards to which something happens; raises as `run_row` does."""
+    events = plan.events
+    boards = [events.link] * len(events.devices)
+    playing = [conditions(events.link, one.changes) for one in events.devices]
+    return _run(plan, plan.row(plan.subject), out, boards, playing, events.windows, sounds, broker, console)
+
+
+def _run(
+    plan: Plan,
+    row: RowPlan,
+    out: Path,
+    boards: Sequence[Board],
+    playing: Sequence[Sequence[Condition]],
+    windows: int,
+    sounds: Sounds,
+    broker: str,
+    console: Console,
+) -> Ran:
+    asked = options(plan, row, boards=len(boards), windows=windows, out=out, data=sounds.data, esc10=sounds.esc10)
+    out.mkdir(parents=True, exist_ok=True)
+    split = split_recordings(sounds.data, asked.fold, esc10=sounds.esc10) if sounds.data else None
+    started_s, busy_s, own_s = time.monotonic(), _busy_s(), _own_s()
+    with open_broker(broker, directory=out / "broker") as opened:
+        files = write_files(asked, opened.url, split)
+        put_boards(files, boards, playing)
+        train(asked, files, opened.url, console)
+    wall_s = time.monotonic() - started_s
+    others_s = max(0.0, _busy_s() - busy_s - (_own_s() - own_s))
+    journals = tuple(read_journal(state / "steps.jsonl") for state in files.device_states.values())
+    return Ran(journals, opened.kind, wall_s, others_s / wall_s)
+
+
+def counted(plan: Plan, ran: Ran) -> list[DeviceFigures]:
+    """What counts of a row's devices."""
+    return [
+        device_figures(
+            journal,
+            link=board.link,
+            warm_up=plan.warm_up_windows,
+            power=power_of(load_profile(board.profile).power.model_dump()),
+            air_per_megabyte=joules_per_megabyte(board),
+        )
+        for journal, board in zip(ran.journals, plan.devices, strict=True)
+    ]
+
+
+def _busy_s() -> float:
+    """Processor time of the whole machine that was not idle."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+
+
+def _own_s() -> float:
+    """Processor time of this process and of all its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
