@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -46,6 +47,8 @@ from device.windows import WINDOW_S, Window
 LOG = logging.getLogger(__name__)
 WINDOW_WAIT_S = 0.2
 ANSWER_WAIT_S = 0.5
+AHEAD_WAIT_S = 0.05  # how late a window that closes meanwhile is looked at
+MOST_AHEAD = 16  # windows looked at before a step is over, 48 KiB each
 SAVE_LOCAL_STEPS = 100  # how seldom a device that sends nothing writes its disk: a memory card wears
 ROUND_TIMEOUT_S = 900.0  # for the slowest device of a round; one that is gone is not waited for
 DWELL_WINDOWS = 16  # a cut is kept at least this long: moving costs a fetch and a fresh optimizer
@@ -82,6 +85,16 @@ class LocalWindow:
     views: Tensor
     segment: int
     time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWindow:
+    """A window, its views [2, 1, 64, 96], when it was closed, and after how long its embedding was computed here."""
+
+    window: Window
+    views: Tensor
+    closed_s: float
+    own_s: float | None
 
 
 class NeverReady(Exception):
@@ -154,6 +167,9 @@ class DeviceLoop:
         self._reason = ""
         self._alone = not pace.sends_windows
         self._since_change = DWELL_WINDOWS
+        self._changed_s = -math.inf
+        self._ahead: deque[SeenWindow] = deque()
+        self._looks_ahead = not pace.lockstep and pace.sound is None
         self._since_sync = 0
         self._chose_local = False
 
@@ -177,13 +193,14 @@ class DeviceLoop:
             if self._mailbox.paused:
                 self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
                 continue
-            window = self._source.next_window(WINDOW_WAIT_S)
-            if window is not None:
+            if self._ahead:
+                self._deal_with(self._ahead.popleft())
+            elif (window := self._source.next_window(WINDOW_WAIT_S)) is not None:
                 self._take(window)
             if self._exchange.sent and (len(self._exchange.sent) == self._pace.parts_per_step or self._finished()):
                 self._finish_step()
         if not self._pace.sends_windows:
-            self._learn_what_waits()
+            self._learn_all_that_waits()
         self._leave()
 
     # -- start and end ------------------------------------------------------------------------------------------------
@@ -227,6 +244,8 @@ class DeviceLoop:
 
     def _finished(self) -> bool:
         limit = self._pace.windows
+        if self._ahead:
+            return False
         return (limit is not None and self._journal.totals.windows >= limit) or self._source.state == "exhausted"
 
     def _leave(self) -> None:
@@ -274,6 +293,13 @@ class DeviceLoop:
         self._learn_what_waits()
 
     def _learn_what_waits(self) -> None:
+        """In real time one local step at a time, and windows come first: their embeddings are waited for."""
+        if self._pace.lockstep:
+            self._learn_all_that_waits()
+        elif len(self._local) >= self._pace.parts_per_step and not self._ahead and not self._source.waiting:
+            self._local_step()
+
+    def _learn_all_that_waits(self) -> None:
         while len(self._local) >= self._pace.parts_per_step:
             self._local_step()
 
@@ -286,6 +312,7 @@ class DeviceLoop:
         self._cut = self._target
         self._deepest = max(self._deepest, self._cut)
         self._since_change = 0
+        self._changed_s = time.monotonic()
 
     def _give_up(self) -> None:
         """Blocks beyond the cut are the trainer's, once no part in flight runs through them any more."""
@@ -327,19 +354,38 @@ class DeviceLoop:
     # -- a window -----------------------------------------------------------------------------------------------------
 
     def _take(self, window: Window) -> None:
-        closed_s = time.monotonic() if self._pace.lockstep else window.closed_s
-        self._journal.totals.windows += 1
-        if self._pace.sound is not None:
-            sent = self._send_this_one()
-            if sent:
-                self._send_sound(window, self._pace.sound, closed_s)
-            self._note(window, BEFORE_STEM if sent else "local", None)
+        if self._pace.sound is None:
+            self._deal_with(self._seen(window))
             return
+        self._journal.totals.windows += 1
+        sent = self._send_this_one()
+        if sent:
+            self._send_sound(window, self._pace.sound, self._closed_s(window))
+        self._note(window, BEFORE_STEM if sent else "local", None)
+
+    def _closed_s(self, window: Window) -> float:
+        return time.monotonic() if self._pace.lockstep else window.closed_s
+
+    def _seen(self, window: Window) -> SeenWindow:
+        """What needs no decision and no step to be over."""
+        closed_s = self._closed_s(window)
         with self._computing():
             views = self._views(window)
             if self._pace.own_embedding:
                 self._ambiguity.embedding(views)
-        own_s = time.monotonic() - closed_s if self._pace.own_embedding else None
+        return SeenWindow(window, views, closed_s, time.monotonic() - closed_s if self._pace.own_embedding else None)
+
+    def _look_ahead(self) -> None:
+        """While a step is waited for windows close: their embeddings need not wait, only their sending does."""
+        limit, taken = self._pace.windows, self._journal.totals.windows + len(self._ahead)
+        if (limit is None or taken < limit) and len(self._ahead) < MOST_AHEAD:
+            window = self._source.next_window(0.0)
+            if window is not None:
+                self._ahead.append(self._seen(window))
+
+    def _deal_with(self, seen: SeenWindow) -> None:
+        window, views, closed_s, own_s = seen.window, seen.views, seen.closed_s, seen.own_s
+        self._journal.totals.windows += 1
         learn = self._pace.local_learning
         fate: Fate = "local"
         if self._send_this_one():
@@ -357,12 +403,18 @@ class DeviceLoop:
 
     def _note(self, window: Window, fate: Fate, own_s: float | None) -> None:
         self._journal.totals.windows_dropped = self._source.dropped
-        self._journal.window(window.index, fate, own_s=own_s, waiting=self._source.waiting)
+        self._journal.window(window.index, fate, own_s=own_s, waiting=self._source.waiting + len(self._ahead))
 
     def _worth_sending(self, views: Tensor) -> bool:
         """The last window closes a step that has begun: without it the others would wait for the deadline."""
         with self._computing():
             return self._sending.wants(views, must=bool(self._exchange.sent) and self._finished())
+
+    def _kept_for(self) -> int:
+        """For how many windows the cut has been kept; in real time those that had the time to be heard count."""
+        if self._pace.lockstep:
+            return self._since_change
+        return int(min(self._since_change, (time.monotonic() - self._changed_s) / WINDOW_S))
 
     def _send_this_one(self) -> bool:
         """Ask the splitter; what it says about the cut takes effect between steps."""
@@ -374,7 +426,7 @@ class DeviceLoop:
             pinned_cut=self._mailbox.pinned_cut,
             online=self._online() and self._pace.sends_windows,
             current_cut=self._cut,
-            decisions_since_change=self._since_change,
+            decisions_since_change=self._kept_for(),
             dwell=DWELL_WINDOWS,
         )
         decision = self._splitter.decide(self._senses.observe(self._cut), mask)
@@ -455,7 +507,9 @@ class DeviceLoop:
             trainer = self._mailbox.trainer
             if not self._online() or trainer is None or trainer.boot != exchange.trainer_boot:
                 break  # who was asked is gone, and knows nothing of this step when it comes back
-            self._mailbox.drain(exchange, ANSWER_WAIT_S)
+            if self._looks_ahead:
+                self._look_ahead()
+            self._mailbox.drain(exchange, AHEAD_WAIT_S if self._looks_ahead else ANSWER_WAIT_S)
         with self._computing():
             moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
         if moved:

@@ -54,12 +54,14 @@ def reaction(journal: DeviceJournal) -> Reaction:
     (_, before), (changed_s, after) = journal.conditions[:2]
     moved_s = next((at_s for at_s in moves_s if changed_s <= at_s <= changed_s + AFTER_S), None)
     shown_s = changed_s if not after["up"] else _shown_s(journal.told, changed_s, before, after)
+    local_steps, lost_later = _outage(journal, changed_s, after)
     return Reaction(
         since_shown_s=None if moved_s is None or shown_s is None else max(0.0, moved_s - shown_s),
         since_change_s=None if moved_s is None else moved_s - changed_s,
         changes=len(moves_s),
         closest_s=closest_s,
-        **_outage(journal, changed_s, after),
+        local_steps=local_steps,
+        lost_later=lost_later,
     )
 
 
@@ -74,15 +76,15 @@ def _shown_s(told: Sequence[Told], changed_s: float, before: dict[str, Any], aft
     return None
 
 
-def _outage(journal: DeviceJournal, changed_s: float, after: dict[str, Any]) -> dict[str, int]:
+def _outage(journal: DeviceJournal, changed_s: float, after: dict[str, Any]) -> tuple[int, int]:
+    """Local steps while it lasts, and steps lost after it."""
     if after["up"] or len(journal.conditions) < 3:
-        return {"local_steps": 0, "lost_later": 0}
+        return 0, 0
     ends_s = journal.conditions[2][0]
     back_s = next(
         (move.monotonic_s for move in journal.moves if move.monotonic_s > ends_s and move.cut is not None), None
     )
-    later = [] if back_s is None else [result for at_s, result in journal.steps if at_s > back_s]
-    return {
-        "local_steps": sum(changed_s <= at_s < ends_s for at_s in journal.local_steps_s),
-        "lost_later": sum(result != "answered" for result in later) if back_s is not None else len(journal.steps),
-    }
+    local_steps = sum(changed_s <= at_s < ends_s for at_s in journal.local_steps_s)
+    if back_s is None:
+        return local_steps, len(journal.steps)
+    return local_steps, sum(at_s > back_s and result != "answered" for at_s, result in journal.steps)

@@ -39,7 +39,7 @@ def draw_energy(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 1.5 + 0.5 * len(rows)), dpi=100, layout=ConstrainedLayoutEngine())
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    titles = list(reversed(rows))
+    titles = list(rows)[::-1]
     compute = [rows[title]["joules"]["compute"] for title in titles]
     radio = [rows[title]["joules"]["radio"] for title in titles]
     air = [rows[title]["joules"]["radio_by_air_time"] for title in titles]

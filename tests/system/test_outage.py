@@ -122,3 +122,21 @@ def test_a_cut_that_is_asked_for_within_a_step_holds_from_the_next_part_on(tmp_p
         assert deeper in ([4, 4, *[7] * 6], [4, 4, 4, *[7] * 5]), "part 2 may have left already"
         assert shallower in ([7, 7, *[4] * 6], [7, 7, 7, *[4] * 5])
         assert [line["cut"] for line in fleet.journal("a") if line["kind"] == "cut"] == [7, 4]
+
+
+def test_windows_that_close_while_a_step_is_waited_for_have_their_embeddings_at_once(tmp_path: Path) -> None:
+    """Nobody answers, and a step is given up after six seconds: the embeddings of six windows do not wait for that."""
+    with Fleet(tmp_path, parts_per_step=12) as fleet:
+        Asking(fleet)
+        fleet.seen.on_part = None
+        waiting = {"deadline_ms": 1000, "step_timeout_s": 6.0}
+        fleet.start_device("a", speed="realtime", own_embedding=True, windows=24, **waiting)
+        assert fleet.exit_status("a") == 0
+        lines = fleet.journal("a")
+        # What closed before the device was ready had to wait for that.
+        own_ms = [ms for line in lines for _, _, ms in line.get("taken", ())][16:]
+        assert len(own_ms) == 8
+        assert max(own_ms) < 3000.0
+        assert lines[-1]["windows_dropped"] == lines[1]["windows_dropped"]
+        sent = [part["sent_ms"] for line in lines if line["kind"] == "step" for part in line["parts"]]
+        assert max(sent) > 3000.0, "their sending waits for the step"
