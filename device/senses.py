@@ -17,9 +17,11 @@ from device.mailbox import Mailbox
 from device.replica import Replica
 from device.sources import Source
 from device.splitter import Decision
-from device.telemetry import LinkEstimate, Sampler
+from device.telemetry import JUMP, LinkEstimate, Sampler
 
 ROUND_TRIP_STEPS = 4  # steps without a quick answer after which the round trip is unknown
+TOLD_WINDOWS = 8  # in real time a device is heard of at least this often
+NEWS_CPU = 0.25  # a change of load, as a share of all cores, that the fleet is told at once
 QUEUE_CAPACITY = 16  # windows waiting at which the queue counts as full
 
 
@@ -74,6 +76,8 @@ class Senses:
         self._observation: Observation | None = None
         self._decided_on: Observation | None = None
         self._decisions = 0
+        self._untold = 0
+        self._told: tuple[float, float | None] = (self._resources.cpu, None)
         self._loss: float | None = None
         self._embedding_ms: float | None = None
         self._gradient_ms: float | None = None
@@ -131,14 +135,23 @@ class Senses:
         )
 
     def note(self, decision: Decision) -> None:
-        """Remember what was decided on the last observation; where it is another cut or `local`, tell of it."""
-        if decision is self._decision:  # one that still holds: what it rested on is what telemetry tells
-            return
-        before = self._decision
-        self._decision, self._decided_on = decision, self._observation
-        self._decisions += 1
-        if self._every_window and before is not None and before.action != decision.action and self._link.connected:
-            self.publish(force=True)
+        """Remember what was decided on the last observation; in real time, tell the fleet of what is news."""
+        self._untold += 1
+        moved = self._decision is not None and self._decision.action != decision.action
+        if decision is not self._decision:  # else it still holds: what it rested on is what telemetry tells
+            self._decision, self._decided_on = decision, self._observation
+            self._decisions += 1
+        if self._every_window and self._link.connected and (moved or self._is_news()):
+            self._publish_telemetry(outcome=False)
+
+    def _is_news(self) -> bool:
+        """Whether load or rate are others than were told, or nothing was told for a while."""
+        if self._untold >= TOLD_WINDOWS:
+            return True
+        cpu, mbps = self._told
+        now = self._estimate.uplink_mbps
+        faster = mbps is not None and now is not None and not mbps / JUMP <= now <= mbps * JUMP
+        return faster or abs(self._resources.cpu - cpu) >= NEWS_CPU
 
     def _hear_of_the_link(self) -> None:
         rate_mbps = self._uplink_mbps()
@@ -156,7 +169,7 @@ class Senses:
             self._steps_unanswered += 1
             if self._steps_unanswered >= ROUND_TRIP_STEPS:
                 self._estimate.forget_round_trip()
-        self._embedding_ms = _median_ms(exchange.embedding_s.values() or self._embedded_here(exchange))
+        self._embedding_ms = _median_ms(exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange))
         self._gradient_ms = _median_ms(exchange.gradient_s.values())
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
@@ -178,18 +191,22 @@ class Senses:
         return [sent.sent_s - sent.closed_s for sent in exchange.sent.values() if sent.cut == self._depth]
 
     def publish(self, *, force: bool = False) -> None:
-        """Publish telemetry every few steps; it costs about 250 bytes."""
+        """Publish telemetry every few steps; it costs about 290 bytes, a hundredth of a window of PCM16."""
+        if force or self._journal.totals.steps_sent % self._every_steps == 0:
+            self._publish_telemetry(outcome=True)
+
+    def _publish_telemetry(self, *, outcome: bool) -> None:
+        """Without ``outcome`` it does not say how long answers took: what was measured is an earlier decision's."""
         if self._decided_on is None or self._decision is None:
-            return
-        if not force and self._journal.totals.steps_sent % self._every_steps:
             return
         if not self._every_window:
             self._resources = self._sampler.sample()
-        message = self._telemetry(self._decided_on, self._decision)
+        self._told, self._untold = (self._resources.cpu, self._estimate.uplink_mbps), 0
+        message = self._telemetry(self._decided_on, self._decision, outcome=outcome)
         self._link.publish(self._topic, messages.encode(message))
         self._journal.telemetry(message)
 
-    def _telemetry(self, observation: Observation, decision: Decision) -> messages.Telemetry:
+    def _telemetry(self, observation: Observation, decision: Decision, *, outcome: bool) -> messages.Telemetry:
         totals, counters = self._journal.totals, self._link.counters()
         energy = self._energy.read(busy_s=totals.busy_s, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
         return messages.Telemetry(
@@ -223,8 +240,8 @@ class Senses:
             loss=self._loss,
             bytes_up=counters.bytes_up,
             bytes_down=counters.bytes_down,
-            embedding_ms=self._embedding_ms,
-            gradient_ms=self._gradient_ms,
+            embedding_ms=self._embedding_ms if outcome else None,
+            gradient_ms=self._gradient_ms if outcome else None,
             weights_version=max(0, self._replica.version),
         )
 

@@ -230,3 +230,8 @@ def test_a_radio_that_is_on_longer_costs_more_for_the_same_bytes() -> None:
     assert board.uplink_mbps == 0.5
     assert up == pytest.approx(0.8 * 16, rel=1e-6)
     assert down == pytest.approx(0.6 * 16, rel=1e-6)
+
+
+def test_a_device_that_did_not_come_back_after_an_outage_is_said_to_be_one() -> None:
+    outage = [condition(0.0), condition(60.0, up=False), moved(60.8, None), condition(90.0)]
+    assert of(outage).lost_later is None

@@ -26,8 +26,8 @@ class Reaction:
 
     ``since_shown_s``: from the first telemetry that shows it, or from the change where no link is left to tell;
     ``since_change_s``: from the change itself. ``changes``: moves of the cut in the whole run, ``closest_s`` the
-    shortest time between two of them. ``local_steps``: during an outage; ``lost_later``: steps begun after it that
-    were lost.
+    shortest time between two of them. ``local_steps``: during an outage; ``lost_later``: steps after it that were not
+    answered, None where the device did not come back.
     """
 
     since_shown_s: float | None
@@ -35,7 +35,7 @@ class Reaction:
     changes: int
     closest_s: float | None
     local_steps: int
-    lost_later: int
+    lost_later: int | None
     happened: bool = True
 
     @property
@@ -76,7 +76,7 @@ def _shown_s(told: Sequence[Told], changed_s: float, before: dict[str, Any], aft
     return None
 
 
-def _outage(journal: DeviceJournal, changed_s: float, after: dict[str, Any]) -> tuple[int, int]:
+def _outage(journal: DeviceJournal, changed_s: float, after: dict[str, Any]) -> tuple[int, int | None]:
     """Local steps while it lasts, and steps lost after it."""
     if after["up"] or len(journal.conditions) < 3:
         return 0, 0
@@ -86,5 +86,5 @@ def _outage(journal: DeviceJournal, changed_s: float, after: dict[str, Any]) -> 
     )
     local_steps = sum(changed_s <= at_s < ends_s for at_s in journal.local_steps_s)
     if back_s is None:
-        return local_steps, len(journal.steps)
+        return local_steps, None
     return local_steps, sum(at_s > back_s and result != "answered" for at_s, result in journal.steps)

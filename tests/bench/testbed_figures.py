@@ -61,7 +61,7 @@ def device_figures(
     if begin is None or journal.points[-1].windows == journal.points[begin].windows:
         raise ValueError(f"a device took {journal.points[-1].windows if journal.points else 0} windows, none counts")
     first, last = journal.points[begin], journal.points[-1]
-    counted = [seen for index, seen in sorted(journal.windows.items()) if index >= first.windows]
+    counted = [seen for index, seen in sorted(journal.windows.items()) if first.windows <= index < last.windows]
     return DeviceFigures(
         link=link,
         windows=tuple(counted),

@@ -70,6 +70,7 @@ class Told:
 class DeviceJournal:
     """One device's life."""
 
+    started_s: float = 0.0
     windows: dict[int, WindowSeen] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -90,6 +91,8 @@ def parse(lines: Iterable[Mapping[str, Any]]) -> DeviceJournal:
     for line in lines:
         at_s = float(line["monotonic_s"])
         match line["kind"]:
+            case "start":
+                found.started_s = at_s
             case "condition":
                 found.conditions.append((at_s, {k: v for k, v in line.items() if k not in {"kind", "monotonic_s"}}))
             case "cut":
@@ -111,5 +114,7 @@ def _counting(found: DeviceJournal, kind: str, at_s: float, line: Mapping[str, A
         found.steps.append((at_s, line["result"]))
     elif kind == "local":
         found.local_steps_s.append(at_s)
+    else:
+        return  # with its last words a device sends all that it learned: that is no part of a steady state
     counted = {name: line[name] for name in Point.__dataclass_fields__ if name not in {"monotonic_s", "windows"}}
     found.points.append(Point(monotonic_s=at_s, windows=line["window"], **counted))

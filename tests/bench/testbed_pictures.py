@@ -65,7 +65,7 @@ def draw_timeline(journals: Mapping[str, DeviceJournal], path: Path) -> None:
 
 
 def _draw_device(axes: Any, title: str, journal: DeviceJournal) -> None:
-    start_s, end_s = journal.points[0].monotonic_s, journal.points[-1].monotonic_s
+    start_s, end_s = journal.started_s, journal.points[-1].monotonic_s
     fates = [seen.fate for seen in journal.windows.values() if isinstance(seen.fate, int)]
     times, cuts = [start_s], [fates[0] if fates else None]
     for move in journal.moves:

@@ -102,10 +102,16 @@ def event_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _number(event["since_change_s"]),
             str(event["changes"]),
             _number(event["closest_s"]),
-            f"{event['lost_later']}, {event['local_steps']} local steps meanwhile" if event["local_steps"] else "-",
+            _outage(event),
         )
         for event in result["events"].values()
     ]
+
+
+def _outage(event: Mapping[str, Any]) -> str:
+    if event["lost_later"] is None:
+        return "did not come back"
+    return f"{event['lost_later']}, {event['local_steps']} local steps meanwhile" if event["local_steps"] else "-"
 
 
 def detail_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -145,14 +145,14 @@ def test_jitter_adds_a_random_share_and_what_was_sent_later_never_overtakes() ->
 
 
 def test_a_link_changes_its_shape_while_it_carries() -> None:
-    with served("count") as target, ShapedLink("127.0.0.1", target, 40.0, 40.0, 0.0) as link:
-        takes(0.1, lambda: upload_s(link.port, 500_000))
+    with served("count") as target, ShapedLink("127.0.0.1", target, 16.0, 16.0, 0.0) as link:
+        takes(0.4, lambda: upload_s(link.port, 800_000))
         link.shape(4.0, 4.0, 0.0)
         assert link.uplink_mbps == pytest.approx(4.0)
         takes(0.4, lambda: upload_s(link.port, 200_000))
-        link.shape(None, None, 100.0)
+        link.shape(None, None, 400.0)
         assert link.uplink_mbps is None
-        takes(0.1, lambda: upload_s(link.port, 1))
+        takes(0.4, lambda: upload_s(link.port, 1))
 
 
 def test_what_is_on_its_way_when_the_sender_closes_arrives_after_draining() -> None:
