@@ -1,8 +1,9 @@
 """The splitter that goes by a learned policy, and by rules while there is none.
 
 It decides once for a step of windows and keeps to it, as it was learned: anew when the step is over, when the link
-comes or goes, or when what it chose is no longer allowed. Mostly it takes the likeliest action; in a bounded share of
-its decisions it draws one, with its probability noted, and only from these can the fleet's policy go on learning.
+comes or goes, when what it chose is no longer allowed, or when load or link are no longer what it decided on.
+Mostly it takes the likeliest action; in a bounded share of its decisions it draws one, with its probability noted, and
+only from these can the fleet's policy go on learning.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import numpy as np
 from common.actions import LOCAL
 from common.errors import MessageError
 from common.messages import PolicyUpdate
-from common.policy import OBSERVATION_NAMES, Observation
+from common.policy import OBSERVATION_NAMES, Observation, scale_uplink
 from common.policy_network import PolicyNetwork, unpack_network
 from common.state_blob import digest
 from device.splitter import Decision, Splitter
 
 LOG = logging.getLogger(__name__)
+NEWS_CPU = 0.25  # of all cores
+NEWS_UPLINK = scale_uplink(20.0) - scale_uplink(10.0)  # twice or half the rate
 POLICIES = Path(__file__).resolve().parent.parent / "configs" / "policies"
 
 
@@ -54,6 +57,7 @@ class PolicySplitter:
         self._rng = np.random.default_rng([seed, 0x9011])
         self._network: PolicyNetwork | None = None
         self._held: Decision | None = None
+        self._decided_on: Observation | None = None
         self._left = 0
         self.version = 0
         self.refused = 0
@@ -79,11 +83,19 @@ class PolicySplitter:
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         """See `Splitter`."""
         held = self._held
-        if held is not None and self._left > 0 and mask[held.action] and any(mask[:-1]) == any(held.mask[:-1]):
+        same_link = held is not None and any(mask[:-1]) == any(held.mask[:-1])
+        if held is not None and self._left > 0 and mask[held.action] and same_link and not self._is_news(observation):
             self._left -= 1
             return held
         self._held, self._left = self._choose(observation, mask), self._windows - 1
+        self._decided_on = observation
         return self._held
+
+    def _is_news(self, observation: Observation) -> bool:
+        before = self._decided_on
+        return before is not None and (
+            abs(observation.cpu - before.cpu) >= NEWS_CPU or abs(observation.uplink - before.uplink) >= NEWS_UPLINK
+        )
 
     def _choose(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         # A pin, or no link: there is nothing to choose, and nothing to learn from it.

@@ -169,7 +169,9 @@ class Senses:
             self._steps_unanswered += 1
             if self._steps_unanswered >= ROUND_TRIP_STEPS:
                 self._estimate.forget_round_trip()
-        self._embedding_ms = _median_ms(exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange))
+        self._embedding_ms = _median_ms(
+            exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange)
+        )
         self._gradient_ms = _median_ms(exchange.gradient_s.values())
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)

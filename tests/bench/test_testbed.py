@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
+from common.power_model import PowerModel
 from device.conditions import Condition
-from device.energy import PowerModel
 from tests.bench.testbed_events import reaction
 from tests.bench.testbed_figures import comparison, device_figures, is_saturated, quantile, row_figures, spread
 from tests.bench.testbed_journal import DeviceJournal, parse

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.power_model import PowerModel
 from common.split import WINDOW_BYTES
-from device.energy import PowerModel
 from device.windows import WINDOW_S
 from tests.bench.testbed_journal import DeviceJournal, Fate, Point, WindowSeen
 

@@ -136,3 +136,23 @@ def test_whatever_the_policy_wants_only_what_the_mask_allows_is_done(
 
 def test_no_policy_is_shipped_for_an_encoder_nobody_knows() -> None:
     assert shipped_policy("unheard-of") is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "anew"),
+    [
+        (replace(SEEN, cpu=SEEN.cpu + 0.2), False),
+        (replace(SEEN, cpu=SEEN.cpu + 0.3), True),
+        (replace(SEEN, uplink=SEEN.uplink - 0.05), False),
+        (replace(SEEN, uplink=SEEN.uplink - 0.07), True),  # a factor of 2.2
+        (replace(SEEN, queue=0.9), False),
+    ],
+)
+def test_a_decision_is_taken_anew_as_soon_as_load_or_link_are_no_longer_what_it_rested_on(
+    changed: Observation, anew: bool
+) -> None:
+    made = splitter(windows=100)
+    made.offer(update(3, wanting({7: 5.0})))
+    first = made.decide(SEEN, OPEN)
+    assert made.decide(SEEN, OPEN) is first
+    assert (made.decide(changed, OPEN) is not first) is anew

@@ -142,7 +142,7 @@ def test_a_rate_that_changes_is_followed() -> None:
 
 
 def test_a_rate_that_strays_once_is_passed_over_and_one_that_stays_is_believed_at_once() -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     seen = []
     for mbps in (8.0, 0.5, 8.0, 0.5, 30.0, 0.5, 0.5, 0.4, 9.0, 8.0):
         link.uplink(mbps)
@@ -152,7 +152,7 @@ def test_a_rate_that_strays_once_is_passed_over_and_one_that_stays_is_believed_a
 
 
 def test_a_rate_of_nothing_is_a_rate() -> None:
-    link = LinkEstimate()
+    link = LinkEstimate(alpha=0.3)
     for mbps in (4.0, 0.0, 0.0, 4.0, 4.0):
         link.uplink(mbps)
     assert link.uplink_mbps == pytest.approx(4.0)

@@ -129,8 +129,7 @@ def test_windows_that_close_while_a_step_is_waited_for_have_their_embeddings_at_
     with Fleet(tmp_path, parts_per_step=12) as fleet:
         Asking(fleet)
         fleet.seen.on_part = None
-        waiting = {"deadline_ms": 1000, "step_timeout_s": 6.0}
-        fleet.start_device("a", speed="realtime", own_embedding=True, windows=24, **waiting)
+        fleet.start_device("a", speed="realtime", own_embedding=True, windows=24, deadline_ms=1000, step_timeout_s=6.0)
         assert fleet.exit_status("a") == 0
         lines = fleet.journal("a")
         # What closed before the device was ready had to wait for that.
