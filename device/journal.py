@@ -99,7 +99,7 @@ class Journal:
             **self._so_far(counters),
         )
 
-    def telemetry(self, message: Telemetry) -> None:
+    def telemetry(self, message: Telemetry, *, counters: LinkCounters) -> None:
         """Telemetry was published."""
         self._write(
             kind="telemetry",
@@ -111,6 +111,8 @@ class Journal:
             round_trip_ms=message.round_trip_ms,
             uncertainty=message.uncertainty,
             queue=message.queue_depth,
+            window=self.totals.windows,
+            **self._so_far(counters),
         )
 
     def moved(self, cut: int | None, *, before: int | None, reason: str) -> None:

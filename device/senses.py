@@ -206,7 +206,7 @@ class Senses:
         self._told, self._untold = (self._resources.cpu, self._estimate.uplink_mbps), 0
         message = self._telemetry(self._decided_on, self._decision, outcome=outcome)
         self._link.publish(self._topic, messages.encode(message))
-        self._journal.telemetry(message)
+        self._journal.telemetry(message, counters=self._link.counters())
 
     def _telemetry(self, observation: Observation, decision: Decision, *, outcome: bool) -> messages.Telemetry:
         totals, counters = self._journal.totals, self._link.counters()

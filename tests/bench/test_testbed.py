@@ -153,7 +153,8 @@ def condition(at_s: float, **values: Any) -> dict[str, Any]:
 
 
 def telemetry(at_s: float, *, cpu: float = 0.1, uplink_mbps: float = 8.0) -> dict[str, Any]:
-    return {"kind": "telemetry", "monotonic_s": at_s, "cpu": cpu, "uplink_mbps": uplink_mbps, "uncertainty": 0.5}
+    told = {"cpu": cpu, "uplink_mbps": uplink_mbps, "uncertainty": 0.5}
+    return {"kind": "telemetry", "monotonic_s": at_s, **told, "window": 1, **counted()}
 
 
 def moved(at_s: float, cut: int | None) -> dict[str, Any]:

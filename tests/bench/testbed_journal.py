@@ -99,8 +99,8 @@ def parse(lines: Iterable[Mapping[str, Any]]) -> DeviceJournal:
                 found.moves.append(Move(at_s, line["cut"]))
             case "telemetry":
                 found.told.append(Told(at_s, line["cpu"], line["uplink_mbps"], line["uncertainty"]))
-            case "step" | "local" | "end" as kind:
-                _counting(found, kind, at_s, line)
+        if "taken" in line:
+            _counting(found, line["kind"], at_s, line)
     return found
 
 
@@ -114,7 +114,7 @@ def _counting(found: DeviceJournal, kind: str, at_s: float, line: Mapping[str, A
         found.steps.append((at_s, line["result"]))
     elif kind == "local":
         found.local_steps_s.append(at_s)
-    else:
+    elif kind == "end":
         return  # with its last words a device sends all that it learned: that is no part of a steady state
     counted = {name: line[name] for name in Point.__dataclass_fields__ if name not in {"monotonic_s", "windows"}}
     found.points.append(Point(monotonic_s=at_s, windows=line["window"], **counted))

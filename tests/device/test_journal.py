@@ -9,10 +9,11 @@ import torch
 
 from common.codec import Codec, encode
 from common.link import LinkCounters
-from common.messages import Embedding, Gradient
+from common.messages import Embedding, Gradient, Telemetry
 from device.conditions import Condition
 from device.exchange import Exchange
 from device.journal import Journal
+from tests.common.cases import cases
 
 BOOT = "a" * 16
 COUNTERS = LinkCounters(bytes_up=10, bytes_down=20, dropped_in=1, dropped_out=2, kinds={"activations": 7})
@@ -78,3 +79,16 @@ def test_a_condition_is_a_line_of_its_own_and_none_after_the_end(tmp_path: Path)
     assert (condition["kind"], condition["at_s"], condition["up"]) == ("condition", 30.0, False)
     assert start["monotonic_s"] <= condition["monotonic_s"] <= end["monotonic_s"]
     assert end["kind"] == "end"
+
+
+def test_telemetry_stands_there_with_all_that_was_counted_when_it_was_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "steps.jsonl")
+    journal.totals.windows = 9
+    journal.window(8, "kept", own_s=0.01, waiting=0)
+    told_now = cases()[Telemetry]
+    assert isinstance(told_now, Telemetry)
+    journal.telemetry(told_now, counters=COUNTERS)
+    journal.end(counters=COUNTERS)
+    _, told, end = lines(tmp_path / "steps.jsonl")
+    assert (told["kind"], told["window"], told["bytes_up"]) == ("telemetry", 9, 10)
+    assert (told["taken"], end["taken"]) == ([[8, "kept", 10.0]], [])
