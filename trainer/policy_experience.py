@@ -65,6 +65,8 @@ class Experience:
 
     def offer(self, device: str, telemetry: Telemetry) -> Reported | None:
         """Take a device's telemetry; the decision it completed, if it did."""
+        if telemetry.embedding_ms is None:
+            return None  # news of load, link or cut: how the decision went is told when its step is over, or never
         last = self._last.get(device)
         if last is not None and last.boot == telemetry.boot and telemetry.decision_seq <= last.decision_seq:
             return None  # said again, or late

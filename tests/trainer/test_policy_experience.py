@@ -82,6 +82,11 @@ def test_trajectories_are_cut_at_gaps_new_boots_and_what_no_policy_decided() -> 
     assert lengths(experience(told(1), told(2), told(2), told(1), told(3))) == [2]
 
 
+def test_news_of_a_decision_before_its_step_is_over_is_not_its_outcome() -> None:
+    news = told(2, embedding_ms=None, windows=9)
+    assert lengths(experience(told(1), news, told(2), told(3))) == lengths(experience(told(1), told(2), told(3))) == [2]
+
+
 def test_devices_are_kept_apart() -> None:
     made = Experience(parts_per_step=8, weights=W)
     for seq in range(1, 5):
