@@ -292,6 +292,10 @@ class DeviceConfig(Settings):
     emulate: bool = Field(
         default=False, description="Imitate the profile's speed and link, so that one machine can play several boards."
     )
+    measure_compute: bool = Field(
+        default=True,
+        description="Measure at the first start what each block costs here, keep it, and tell the fleet.",
+    )
     emulate_conditions: ExistingFile | None = Field(
         default=None,
         validate_default=True,

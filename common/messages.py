@@ -31,8 +31,8 @@ from common.policy_network import MOST_BYTES
 from common.topics import IDENTITY, MAX_CHUNKS, WEIGHTS_NAME
 
 __all__ = [
-    "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "Audio", "DeltaChunk", "DesiredConfig", "DeviceStatus",
-    "Embedding", "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry",
+    "MESSAGE_TYPES", "PROTOCOL_VERSION", "Activations", "Audio", "ComputeTimes", "DeltaChunk", "DesiredConfig",
+    "DeviceStatus", "Embedding", "EncodedTensor", "Gradient", "GradientResult", "Limits", "Manifest", "ManifestEntry",
     "MixtureStatistics", "PolicyUpdate", "SplitterUpdate", "Telemetry", "TrainerStatus", "UpdateChunk", "WeightsChunk",
     "decode", "decode_any", "encode", "max_bytes",
 ]  # fmt: skip
@@ -62,6 +62,14 @@ Index = Annotated[int, whole(0, MAX_CHUNKS - 1)]
 Count = Annotated[int, whole(1, MAX_CHUNKS)]
 
 
+@dataclass(frozen=True, slots=True)
+class ComputeTimes:
+    """Milliseconds of one window's two views through stem, blocks and head, in this order, on the device."""
+
+    forward_ms: Annotated[tuple[Amount, ...], Most(66)]
+    backward_ms: Annotated[tuple[Amount, ...], Most(66)]
+
+
 @message("status", max_bytes=2 * KIB)
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
@@ -75,6 +83,7 @@ class DeviceStatus:
     profile: ShortText
     room: ShortText
     cuts: Annotated[tuple[Cut, ...], Most(65)]
+    compute: ComputeTimes | None = None  # where it was measured
 
 
 @message("act", max_bytes=4 * KIB * KIB)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from common.compute_profile import ComputeProfile, Cost, load, save
-from common.encoder import INPUT_SHAPE, Encoder
+from common.compute_profile import ComputeProfile, Cost, load, save, window_forward_ms
+from common.encoder import INPUT_SHAPE, Encoder, build_encoder
 from common.encoder_graph import block_of, operations, trace
 from common.errors import ConfigError
 from common.split import VIEWS, block_parameters, names
@@ -66,6 +66,17 @@ def cached_profile(encoder: Encoder, folder: Path, *, nodes: bool, fresh: bool =
     folder.mkdir(parents=True, exist_ok=True)
     save(measured, path)
     return measured
+
+
+def as_board(here: ComputeProfile, mobile_forward_ms: float, folder: Path) -> ComputeProfile:
+    """The profile of a board that takes ``mobile_forward_ms`` for a view through `mobile`: all times scaled alike.
+
+    What this machine takes for it is in ``here`` or, for another encoder, measured once and kept in ``folder``.
+    """
+    mobile = here
+    if here.encoder != "mobile":
+        mobile = cached_profile(build_encoder("mobile", seed=0), folder, nodes=False)
+    return here.slower(mobile_forward_ms / window_forward_ms(mobile))
 
 
 def measure(model: nn.Module, *, name: str, nodes: bool = True, repeats: int = REPEATS) -> ComputeProfile:

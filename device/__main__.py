@@ -27,6 +27,7 @@ from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
 from common.power_model import PowerModel
 from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
+from common.profiling import as_board, cached_profile
 from common.split import cut_table, format_cut_table
 from common.topics import Topics
 from common.views import reach_s, views_of
@@ -202,7 +203,7 @@ def _loop(
         replica=replica,
         weights=_weights(settings, identity, link, topics, replica, encoder, mixture),
         mailbox=mailbox,
-        presence=_presence(settings, identity, link, topics, encoder.depth),
+        presence=_presence(settings, identity, link, topics, encoder),
         source=source,
         views=views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed)),
         edge_learner=EdgeLearner(
@@ -334,7 +335,7 @@ def _is_local(settings: DeviceConfig) -> bool:
     return settings.splitter.kind == "local" and settings.fleet.mode == "split"
 
 
-def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, depth: int) -> Presence:
+def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: Topics, encoder: Encoder) -> Presence:
     return Presence(
         link,
         topics.status(identity.device),
@@ -343,7 +344,21 @@ def _presence(settings: DeviceConfig, identity: _Identity, link: Link, topics: T
         fingerprint=identity.fingerprint,
         profile=settings.profile.name if settings.profile else "",
         room=settings.room,
-        cuts=range(settings.min_cut, depth + 1),
+        cuts=range(settings.min_cut, encoder.depth + 1),
+        compute=_compute_times(settings, encoder),
+    )
+
+
+def _compute_times(settings: DeviceConfig, encoder: Encoder) -> messages.ComputeTimes | None:
+    """What each block costs on this board or, where another one is played, on that."""
+    if not settings.measure_compute:
+        return None
+    folder = settings.state_directory
+    costs = cached_profile(encoder, folder, nodes=False)
+    if settings.emulate and settings.profile is not None:
+        costs = as_board(costs, settings.profile.mobile_forward_ms, folder)
+    return messages.ComputeTimes(
+        tuple(cost.forward_ms for cost in costs.blocks), tuple(cost.backward_ms for cost in costs.blocks)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from common import messages
 from common.link import Link
-from common.messages import DeviceStatus
+from common.messages import ComputeTimes, DeviceStatus
 from common.topics import Topics
 
 State = Literal["ready", "paused", "no-audio", "stopped"]
@@ -33,6 +33,7 @@ class Presence:
         profile: str,
         room: str,
         cuts: Sequence[int],
+        compute: ComputeTimes | None,
     ) -> None:
         self._link = link
         self._topic = topic
@@ -42,6 +43,7 @@ class Presence:
         self._profile = profile
         self._room = room
         self._cuts = tuple(cuts)
+        self._compute = compute
         self._seq = 0
         self._state: State | None = None
 
@@ -52,6 +54,14 @@ class Presence:
         self._state = state
         self._seq += 1
         status = DeviceStatus(
-            state, self._boot, self._seq, self._software, self._fingerprint, self._profile, self._room, self._cuts
+            state,
+            self._boot,
+            self._seq,
+            self._software,
+            self._fingerprint,
+            self._profile,
+            self._room,
+            self._cuts,
+            self._compute,
         )
         self._link.retain(self._topic, messages.encode(status))

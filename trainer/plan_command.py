@@ -12,11 +12,11 @@ import numpy as np
 
 from common import config
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec
-from common.compute_profile import ComputeProfile, load, window_forward_ms
+from common.compute_profile import ComputeProfile, load
 from common.encoder import ENCODERS, build_encoder
 from common.encoder_graph import trace
 from common.errors import ConfigError
-from common.profiling import cache_folder, cached_profile
+from common.profiling import as_board, cache_folder, cached_profile
 from trainer.partition import Partition
 from trainer.partition_graph import CutGraph, Flags, graph_of, up_to_block
 from trainer.partition_prices import Breakdown, LinkState, amounts, breakdown, pins, rates
@@ -77,11 +77,7 @@ def board_profile(name: str, here: ComputeProfile) -> ComputeProfile:
         return here
     if name.endswith(".json"):
         return load(Path(name))
-    board = config.load_profile(name)
-    mobile = here
-    if here.encoder != "mobile":
-        mobile = cached_profile(build_encoder("mobile", seed=0), cache_folder(), nodes=False)
-    return here.slower(board.mobile_forward_ms / window_forward_ms(mobile))
+    return as_board(here, config.load_profile(name).mobile_forward_ms, cache_folder())
 
 
 def compare(

@@ -10,6 +10,7 @@ from common.codec import Codec, EncodedTensor, encode
 from common.messages import (
     Activations,
     Audio,
+    ComputeTimes,
     DeltaChunk,
     DesiredConfig,
     DeviceStatus,
@@ -40,7 +41,17 @@ def tensor(codec: str, *shape: int) -> EncodedTensor:
 def cases() -> dict[type[object], object]:
     """A message with every field set, by its type."""
     examples = (
-        DeviceStatus("ready", BOOT, 3, "0.1.0", "f" * 64, "raspberry-pi-4", "kitchen", (3, 4, 5, 8)),
+        DeviceStatus(
+            "ready",
+            BOOT,
+            3,
+            "0.1.0",
+            "f" * 64,
+            "raspberry-pi-4",
+            "kitchen",
+            (3, 4, 5, 8),
+            ComputeTimes((1.5, 2.25), (3.0, 4.5)),
+        ),
         Activations(
             BOOT,
             70_000,

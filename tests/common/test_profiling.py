@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common import profiling
-from common.compute_profile import ComputeProfile, load
+from common.compute_profile import ComputeProfile, load, window_forward_ms
 from common.encoder import build_encoder
 from common.encoder_graph import operations, trace
 from common.profile_command import main
@@ -89,6 +89,14 @@ def test_the_command_prints_a_table_or_the_file_it_also_writes(
     assert "forward ms" in capsys.readouterr().out
     assert main(["--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "profile.json").read_text())
+
+
+def test_a_board_takes_as_long_for_mobile_as_its_file_says_and_in_proportion_for_any_encoder(tmp_path: Path) -> None:
+    here = profiling.cached_profile(MOBILE, tmp_path, nodes=False)
+    board = profiling.as_board(here, 20.0, tmp_path)
+    assert window_forward_ms(board) == pytest.approx(20.0)
+    half = profiling.cached_profile(build_encoder("mobile-half", seed=0), tmp_path, nodes=False)
+    assert profiling.as_board(half, 20.0, tmp_path).scale == pytest.approx(board.scale)
 
 
 def test_no_name_of_the_machine_stands_in_its_fingerprint() -> None:
