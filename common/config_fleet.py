@@ -92,6 +92,12 @@ class FleetConfig(Settings):
     encoder: Literal["mobile", "mobile-half", "resnet18", "efficientnet-b0"] = Field(
         default="mobile", description="The encoder all of them train together."
     )
+    first_seed: int = Field(
+        default=0,
+        ge=0,
+        le=2**32 - 1,
+        description="Seed of the first weights: both ends build them, so that those of a new fleet need not travel.",
+    )
     objective: Literal["hybrid", "cola", "clap"] = Field(
         default="hybrid",
         description="What is trained: hybrid, the Hybrid Loss; cola, a bilinear form over two crops of a recording; "

@@ -65,7 +65,7 @@ class TrainerConfig(Settings):
         default="auto", description="Where it computes; auto: a GPU if there is one."
     )
     threads: int = Field(default=1, ge=1, le=256, description="Threads torch may use in the training thread.")
-    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the first weights and of everything random.")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of everything random but the first weights.")
     learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, of the trainer.")
     device_rate_share: Number = Field(
         default=0.3, gt=0, le=1, description="What part of the trainer's learning rate the devices use."
@@ -122,6 +122,10 @@ class TrainerConfig(Settings):
         le=100,
         description="What the devices' mean change is multiplied by: with a small device_rate_share they drift apart "
         "less between merges, and the fleet still moves as far.",
+    )
+    centred_gradients: bool = Field(
+        default=False,
+        description="Take out of each device's gradients what would only make it sound unlike the other devices.",
     )
     merge_deadline_s: Number = Field(
         default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."

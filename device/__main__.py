@@ -143,7 +143,8 @@ def _loop(
 ) -> DeviceLoop:
     fleet = settings.fleet
     address = BrokerAddress.parse(fleet.broker.url)  # the link's own is the emulated link's, where there is one
-    encoder = build_encoder(fleet.encoder, seed=settings.seed if _is_local(settings) else 0, head=fleet.head)
+    first_seed = settings.seed if _is_local(settings) else fleet.first_seed
+    encoder = build_encoder(fleet.encoder, seed=first_seed, head=fleet.head)
     codec = Codec.parse(settings.codec)
     gradients = Codec.parse(DEFAULT_GRADIENT_CODEC)  # the trainer's file may say otherwise
     LOG.info(
@@ -171,6 +172,7 @@ def _loop(
         dtype=fleet.weights_codec,
         change_codec=fleet.change_codec,
     )
+    replica.offer_built()
     mixture = MixtureReplica(
         MixtureMemory(dim=encoder.projection_dim, seed=settings.seed),
         boot=identity.boot,

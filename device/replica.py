@@ -79,6 +79,12 @@ class Replica:
         if blob is not None:
             self._arrived[chunk.name] = (digest(blob), blob)
 
+    def offer_built(self) -> None:
+        """Let the encoder as it was built count as received: if the fleet begins with it, nothing has to travel."""
+        for name in names(self._encoder):
+            blob = pack_state(block_state(self._encoder, name), self._dtype)
+            self._arrived[name] = (digest(blob), blob)
+
     def offer_delta(self, chunk: DeltaChunk) -> None:
         """Take one chunk of what leads a block to its next version; passed over without the version it starts from.
 

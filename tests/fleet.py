@@ -184,6 +184,7 @@ class Fleet:
             "state_directory": device,
             "step_timeout_s": 10.0,
             "connect_timeout_s": 60.0,
+            "measure_compute": False,
         }
         return self._write(device, defaults | settings)
 

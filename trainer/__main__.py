@@ -120,7 +120,7 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
 def _state(settings: TrainerConfig, compute: torch.device) -> State:
     fleet = settings.fleet
     optimizer = fleet.optimizer
-    encoder = build_encoder(fleet.encoder, settings.seed, head=fleet.head).to(compute)
+    encoder = build_encoder(fleet.encoder, fleet.first_seed, head=fleet.head).to(compute)
     directions = torch.Generator().manual_seed(settings.seed)
     mixture = MixtureMemory(dim=encoder.projection_dim, seed=settings.seed).to(compute)
     negatives = torch.Generator().manual_seed(settings.seed + 2)
@@ -189,7 +189,9 @@ def _loop(
     training = Training(
         link=link,
         topics=topics,
-        server_step=ServerStep(encoder, state.optimizers, state.objective, compute=compute),
+        server_step=ServerStep(
+            encoder, state.optimizers, state.objective, compute=compute, centred=settings.centred_gradients
+        ),
         ledger=ledger,
         mixture=state.mixture,
         screening=screening,

@@ -120,6 +120,7 @@ def _fleet(options: DemoOptions, broker_url: str) -> dict[str, Any]:
         "fleet": FLEET,
         "broker": {"url": broker_url},
         "encoder": "mobile-half" if narrow else options.encoder,
+        "first_seed": options.seed,
         **({"mode": options.mode} if options.mode in {"server-only", "federated"} else {}),
     }
 
@@ -159,6 +160,7 @@ def _device(options: DemoOptions, name: str, number: int, recordings: Path | Non
         "splitter": {"kind": "local"} if options.mode in OWN_ENCODERS else _splitter(options.cut),
         "state_directory": str(options.out.resolve() / name),
         "seed": seed,
+        "measure_compute": False,  # all at once on one machine they would measure each other
         **_raw_audio(options),
     }
     settings["min_cut"] = min(3, settings["splitter"].get("cut", 3))

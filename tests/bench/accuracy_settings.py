@@ -32,6 +32,7 @@ _PLACES = {
     "demo.seed",
     "demo.out",
     "fleet.broker.url",
+    "fleet.first_seed",
     "trainer.state_directory",
     "trainer.seed",
     "device.id",

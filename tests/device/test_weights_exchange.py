@@ -79,6 +79,26 @@ def test_at_first_every_block_is_fetched_so_that_the_device_can_learn_alone(tmp_
     assert set(device.link.filters.values()) == {1}, "acknowledged"
 
 
+def test_a_new_fleet_that_begins_with_the_encoder_as_it_is_built_here_sends_nothing(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.encoder.load_state_dict(fleet.encoder.state_dict())
+    device.replica.offer_built()
+    device.replica.offer_manifest(fleet.manifest())
+    assert device.weights.keep_up(cut=3, target=3)
+    assert device.fetches() == set()
+    assert device.replica.initialised
+
+
+def test_a_fleet_that_has_learned_is_fetched_whatever_was_built_here(tmp_path: Path) -> None:
+    fleet, device = Published(), Device(tmp_path)
+    device.encoder.load_state_dict(fleet.encoder.state_dict())
+    device.replica.offer_built()
+    fleet.next(everywhere(fleet.encoder, 0.5, ["stem", "7"]))
+    device.replica.offer_manifest(fleet.manifest())
+    assert not device.weights.keep_up(cut=3, target=3)
+    assert device.fetches() == {"stem", "7"}
+
+
 def test_then_only_the_steps_of_the_blocks_below_the_cut_are_followed_and_nothing_is_fetched(tmp_path: Path) -> None:
     device = Device(tmp_path)
     device.start(Published())
