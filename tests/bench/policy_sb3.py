@@ -22,7 +22,7 @@ from trainer.simulator import Simulator
 Floats = NDArray[np.float32]
 
 
-class SimulatedFleet(VecEnv):
+class SimulatedFleet(VecEnv):  # type: ignore[misc, unused-ignore]  # Any where the extra is not installed
     """`trainer.simulator.Simulator` by stable-baselines3's interface of many environments at once."""
 
     def __init__(self, simulator: Simulator, batch: int) -> None:
