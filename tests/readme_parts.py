@@ -53,7 +53,21 @@ def testbed() -> str:
     return markdown()
 
 
-PARTS = {"configuration": configuration, "metrics": metrics, "cuts": cuts, "accuracy": accuracy, "testbed": testbed}
+def privacy() -> str:
+    """What the committed run of the privacy bench says."""
+    from tests.bench.privacy_report import markdown  # needs all rooms, as above
+
+    return markdown()
+
+
+PARTS = {
+    "configuration": configuration,
+    "metrics": metrics,
+    "cuts": cuts,
+    "accuracy": accuracy,
+    "testbed": testbed,
+    "privacy": privacy,
+}
 
 
 def replaced(text: str) -> str:
