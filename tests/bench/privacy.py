@@ -13,10 +13,12 @@ must come out at 1.
 silence are left out on both sides: to know them is to know nothing. The last line is one JSON object:
 
 * ``privacy``: {cut: error} with the default codec; ``min_cut``: the default floor.
-* ``rows``: all figures of each decoder; ``settings``, ``windows``: what they were made with.
+* ``own_spectrum_error``: of knowing each window's own mean spectrum exactly, and nothing of its course.
+* ``rows``: all figures of each decoder; ``missing``: those not measured yet; ``settings``, ``windows``: what they were
+  made with.
 
 Results are kept in ``tests/bench/results/privacy.json`` or ``--results``, row by row, and not measured again under the
-same settings; ``--quick`` keeps none.
+same settings: the call can be broken off and repeated. ``--quick`` keeps none.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from common.config_models import DeviceConfig
 from common.encoder import Encoder, build_encoder
 from common.errors import ConfigError
 from tests.bench.privacy_decoder import Decoder, Pairs, fit, mean_spectrum
-from tests.bench.privacy_figures import measure
+from tests.bench.privacy_figures import measure, own_spectrum_error
 from tests.bench.privacy_report import RESULT, by_cut, terminal
 from trainer import checkpoint
 from trainer.dataset_layouts import DATA_HELP, split_recordings
@@ -68,6 +70,9 @@ class Case:
     cut: int
     codec: str
     shuffled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.weights} at cut {self.cut} with {self.codec}{', shuffled' if self.shuffled else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,8 @@ def attack(known: Material, activations: Tensor, *, steps: int, shuffled: bool) 
     ``shuffled``: every window's activations are replaced by another's of the same part, so that nothing can be learned.
     """
     parts = [known.fitted, known.checked, known.held_out]
-    sources = [part.roll(len(part) // 2) if shuffled else part for part in parts]
+    draws = torch.Generator().manual_seed(0)
+    sources = [part[torch.randperm(len(part), generator=draws)] if shuffled else part for part in parts]
     pairs = [Pairs(activations[source], known.pictures[part]) for source, part in zip(sources, parts)]
     decoder = fit(pairs[0], pairs[1], steps=steps, seed=0)
     figures = measure(
@@ -168,7 +174,8 @@ def _run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     known = material(clips, every=QUICK_WINDOWS if given.quick else 1)
     settings = {"fold": given.fold, "steps": QUICK_STEPS if given.quick else given.steps, "trained": trained}
     result: dict[str, Any] = {"min_cut": FLOOR, "codec": DEFAULT_ACTIVATIONS_CODEC, "settings": settings}
-    result |= {"windows": known.sizes(), "rows": []}
+    yardstick = own_spectrum_error(known.pictures[known.held_out], mean_spectrum(known.pictures[known.fitted]))
+    result |= {"own_spectrum_error": round(yardstick, 4), "windows": known.sizes(), "rows": [], "missing": []}
     wanted = cases(next(iter(encoders.values())).depth, list(encoders), quick=given.quick)
     path = None if given.quick else given.results
     rows, examples = dict(_kept(path, result)), {"as it is": _examples(known, known.pictures[known.held_out])}
@@ -181,9 +188,10 @@ def _run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         if case.codec == DEFAULT_ACTIVATIONS_CODEC and case.weights == wanted[0].weights and not case.shuffled:
             examples[f"cut {case.cut}"] = _examples(known, decoder.reconstruct(activations[known.held_out]))
         result["rows"] = [rows[one] for one in wanted if one in rows]
+        result["missing"] = [str(one) for one in wanted if one not in rows]
         if path is not None:
             write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-    result["rows"] = [rows[one] for one in wanted]
+    result |= {"rows": [rows[one] for one in wanted], "missing": []}
     if given.png is not None:
         from tests.bench.privacy_pictures import draw  # matplotlib is slow to load
 
@@ -207,7 +215,7 @@ def _kept(path: Path | None, result: Mapping[str, Any]) -> Iterator[tuple[Case, 
     if path is None or not path.exists():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    if all(before.get(name) == value for name, value in result.items() if name != "rows"):
+    if all(before.get(name) == value for name, value in result.items() if name not in {"rows", "missing"}):
         for row in before["rows"]:
             yield Case(row["weights"], row["cut"], row["codec"], row["shuffled"]), row
 

@@ -54,6 +54,12 @@ def measure(made: Tensor, linear: Tensor, pictures: Tensor, *, clip_of: Tensor, 
     )
 
 
+def own_spectrum_error(pictures: Tensor, spectrum: Tensor) -> float:
+    """A yardstick for `Figures.error`: of knowing each window's own mean spectrum exactly, and not its course."""
+    own = pictures.mean(dim=3, keepdim=True)
+    return float(_by_window(own - pictures).sum() / _by_window(pictures - spectrum).sum())
+
+
 def _by_window(difference: Tensor) -> NDArray[np.float64]:
     squares: NDArray[np.float64] = difference.double().square().sum(dim=(1, 2, 3)).numpy()
     return squares

@@ -57,7 +57,7 @@ def markdown(path: Path = RESULT) -> str:
 
 
 def _line(row: Mapping[str, Any], floor: int) -> tuple[str, ...]:
-    mark = "**" if row["cut"] == floor else ""
+    mark = "**" if row["cut"] == floor and not row["shuffled"] else ""
     cells = (
         f"{row['weights']}{', activations shuffled' if row['shuffled'] else ''}",
         f"{row['cut']}{', the default floor' if row['cut'] == floor else ''}",
@@ -78,11 +78,15 @@ def _words(result: Mapping[str, Any]) -> Iterator[str]:
         f"Decoders fitted on {windows['fitted']:,} windows ({windows['checked']:,} more to stop by), "
         f"{settings['steps']} steps of 32 windows, {_span([row['parameters'] for row in result['rows']])} parameters; "
         f"errors on {windows['held_out']:,} windows of {windows['held_out_clips']} other recordings "
-        f"(fold {settings['fold']}). By chance {1 / windows['held_out']:.1%} would be found."
+        f"(fold {settings['fold']}). Knowing every window's own mean spectrum exactly, and nothing of its course, "
+        f"would be an error of {result['own_spectrum_error']:.3f}. "
+        f"By chance {1 / windows['held_out']:.1%} would be found."
     )
     if settings["trained"] is not None:
         trained = settings["trained"]
         yield f"Trained: {trained['encoder']} after {trained['windows']:,} windows, which that fold had no part in."
+    if result["missing"]:
+        yield f"Not run yet: {'; '.join(result['missing'])}."
 
 
 def _span(numbers: Sequence[int]) -> str:

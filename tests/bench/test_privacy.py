@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from torch.nn import functional
 from common.codec import Codec
 from common.encoder import build_encoder
 from common.log_mel import SAMPLE_RATE_HZ
-from tests.bench.privacy import FLOOR, Material, attack, cases, main, material, travelled
+from tests.bench import privacy
+from tests.bench.privacy import FLOOR, Case, Material, attack, cases, main, material, travelled
 from tests.bench.privacy_decoder import Corrector, Pairs, fit, mean_spectrum
-from tests.bench.privacy_figures import measure
+from tests.bench.privacy_figures import measure, own_spectrum_error
 from tests.bench.privacy_report import NOT_RUN, by_cut, markdown
 from trainer.probe_set import ProbeSet
 
@@ -112,6 +114,8 @@ def test_figures_are_those_of_slow_loops() -> None:
         ((y - y.mean()) ** 2).sum() for _, y in rows
     )
     assert found.course_error == pytest.approx(course, rel=1e-4)
+    flat = sum(((y - y.mean()) ** 2).sum() for _, y in rows) / ((b - s) ** 2).sum()
+    assert own_spectrum_error(pictures, spectrum) == pytest.approx(flat, rel=1e-4)
     bands = [np.corrcoef(a[:, 0, band].ravel(), b[:, 0, band].ravel())[0, 1] for band in range(64)]
     assert found.band_correlation == pytest.approx(np.mean(bands), rel=1e-4)
     nearest = [min(range(12), key=lambda m: float(((a[n] - b[m]) ** 2).sum())) for n in range(12)]
@@ -175,6 +179,7 @@ def test_what_was_measured_is_what_the_readme_says(tmp_path: Path) -> None:
     windows = {"fitted": 1000, "checked": 100, "held_out": 200, "held_out_clips": 50}
     settings = {"fold": 1, "steps": 7, "trained": None}
     result = {"min_cut": 3, "codec": "int4-zlib", "settings": settings, "windows": windows, "rows": rows}
+    result |= {"own_spectrum_error": 0.25, "missing": ["untrained at cut 8 with int8"]}
     path = tmp_path / "privacy.json"
     assert markdown(path) == NOT_RUN
     path.write_text(json.dumps(result), encoding="utf-8")
@@ -182,19 +187,50 @@ def test_what_was_measured_is_what_the_readme_says(tmp_path: Path) -> None:
     assert by_cut(result) == {"0": 0.125, "3": 0.5}
     assert "| trained | 0 | int4-zlib | 0.125 |" in told
     assert "| **trained** | **3, the default floor** | **int4-zlib** | **0.500** |" in told
+    assert "Not run yet: untrained at cut 8 with int8." in told
     assert "200 windows of 50 other recordings" in told
+
+
+def recordings(into: Path) -> str:
+    rng = np.random.default_rng(0)
+    for number in range(15):
+        folder = into / "data" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        loud = np.repeat(rng.uniform(0, 0.5, 40), 2 * SAMPLE_RATE_HZ // 40)
+        soundfile.write(folder / f"{number}.wav", loud * rng.uniform(-1, 1, len(loud)), SAMPLE_RATE_HZ)
+    return str(into / "data")
+
+
+def test_a_run_that_was_broken_off_goes_on_with_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, measured = [Case("untrained", 8, "fp32"), Case("untrained", 8, "int8")], []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        measured.append(named)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return attack(*given, **named)
+
+    monkeypatch.setattr(privacy, "cases", lambda *_, **__: wanted)
+    monkeypatch.setattr(privacy, "attack", counted)
+    kept = tmp_path / "kept.json"
+    given = ["--data", recordings(tmp_path), "--json", "--steps", "1", "--results", str(kept)]
+    with pytest.raises(KeyboardInterrupt):
+        main(given)
+    assert json.loads(kept.read_text(encoding="utf-8"))["missing"] == ["untrained at cut 8 with int8"]
+    assert main(given) == 0
+    assert main(given) == 0
+    assert len(measured) == 3
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["codec"] for row in result["rows"]] == ["fp32", "int8"]
+    assert result["missing"] == []
 
 
 @pytest.mark.slow
 def test_a_quick_run_says_how_much_each_cut_gives_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(15):
-        folder = tmp_path / "data" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        loud = np.repeat(rng.uniform(0, 0.5, 40), 2 * SAMPLE_RATE_HZ // 40)
-        soundfile.write(folder / f"{number}.wav", loud * rng.uniform(-1, 1, len(loud)), SAMPLE_RATE_HZ)
     picture, kept = tmp_path / "privacy.png", tmp_path / "none.json"
-    given = ["--data", str(tmp_path / "data"), "--quick", "--json", "--png", str(picture), "--results", str(kept)]
+    given = ["--data", recordings(tmp_path), "--quick", "--json", "--png", str(picture), "--results", str(kept)]
     assert main(given) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["privacy"]) == {"0", "3", "5", "8"}
