@@ -152,7 +152,7 @@ def encode(tensor: Tensor, codec: Codec, generator: torch.Generator | None = Non
     else:
         last_code = LAST_CODE[codec.dtype]
         groups = values.reshape(shape[0], group_count(codec.scale, shape), -1)
-        scale = measure_scale(groups, codec.scale, last_code)
+        scale = measure_scale(groups, codec.scale, last_code, nearest=generator is None)
         low, step = read_scale(scale, codec.scale, shape[0], last_code)
         codes = quantise(groups, low, step, last_code, generator)
         data = PACK[codec.dtype](codes)

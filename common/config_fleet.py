@@ -119,6 +119,12 @@ class FleetConfig(Settings):
         default=8, ge=1, le=64, description="Windows (parts) a device sends before one optimizer step."
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="The optimizer at both ends.")
+    client_updates: Literal["accumulated", "averaged"] = Field(
+        default="accumulated",
+        description="How the devices' blocks learn. accumulated: devices sum up gradients, a merge is one optimizer "
+        "step with all of them; averaged: each device takes steps of its own, a merge is their mean. Mode federated "
+        "always averages.",
+    )
     weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format of the whole weights.")
     negligible_change: Number = Field(
         default=1e-4,
@@ -126,12 +132,12 @@ class FleetConfig(Settings):
         le=1,
         description="A change shorter than this share of its blocks is kept back; no merge waits for it.",
     )
-    delta_codec: Literal["int8", "int4"] | None = Field(
-        default="int4",
+    delta_codec: Literal["int8", "int4", "ternary"] | None = Field(
+        default="ternary",
         description="Number format of the step from version to version; null: every version travels whole.",
     )
-    change_codec: Literal["fp32", "fp16", "int8", "int4"] = Field(
-        default="int4",
+    change_codec: Literal["fp32", "fp16", "int8", "int4", "ternary"] = Field(
+        default="ternary",
         description="Number format of the changes that devices send; what it rounds away goes with the next change.",
     )
     max_message_bytes: int = Field(
@@ -144,6 +150,11 @@ class FleetConfig(Settings):
         if value == "server-only" and info.data.get("objective") == "clap":
             raise refuse("objective clap in mode server-only: sound travels without captions", "split")
         return value
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether devices sum up gradients instead of taking optimizer steps of their own."""
+        return self.mode == "split" and self.client_updates == "accumulated"
 
     @property
     def head(self) -> str:

@@ -68,7 +68,10 @@ class TrainerConfig(Settings):
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of everything random but the first weights.")
     learning_rate: Number = Field(default=2e-3, gt=0, le=1, description="Highest learning rate, of the trainer.")
     device_rate_share: Number = Field(
-        default=0.3, gt=0, le=1, description="What part of the trainer's learning rate the devices use."
+        default=0.3,
+        gt=0,
+        le=1,
+        description="Of the trainer's learning rate, where devices take steps of their own.",
     )
     schedule: Literal["anneal", "constant"] = Field(
         default="constant",
@@ -114,18 +117,7 @@ class TrainerConfig(Settings):
         description="Negatives that each window meets beside the batch's, drawn from the mixture memory.",
     )
     merge_every: int = Field(
-        default=50, ge=1, le=100_000, description="Training batches between two merges of the weights."
-    )
-    merge_rate: Number = Field(
-        default=1.0,
-        gt=0,
-        le=100,
-        description="What the devices' mean change is multiplied by: with a small device_rate_share they drift apart "
-        "less between merges, and the fleet still moves as far.",
-    )
-    centred_gradients: bool = Field(
-        default=False,
-        description="Take out of each device's gradients what would only make it sound unlike the other devices.",
+        default=3, ge=1, le=100_000, description="Training batches between two merges of the weights."
     )
     merge_deadline_s: Number = Field(
         default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."
@@ -137,7 +129,7 @@ class TrainerConfig(Settings):
         description="Share of a block's changes left out on either side of every value, from three on; 0: none.",
     )
     max_lag: int = Field(
-        default=4, ge=1, le=1000, description="Parts more than this many weights versions old are stale."
+        default=16, ge=1, le=1000, description="Parts more than this many weights versions old are stale."
     )
     screening: bool = Field(
         default=True, description="Leave out devices whose activations are far from the fleet's or carry nothing."

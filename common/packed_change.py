@@ -1,8 +1,9 @@
 """A change of one block's parameters as bytes: coarser than weights may be, since what is rounded away is not lost.
 
-int4 and int8 take the codec of activations with a scale per output channel (`quantiser`, scale ``channel``), the codes
-of all tensors behind one another and entropy-coded where that is shorter. Names do not travel: both ends know the block
-and the order of its parameters. Whoever sends keeps the difference to `unpack_change`'s result for the next change.
+int4 and int8 take the codec of activations with a scale per output channel (`quantiser`, scale ``channel``), ternary
+that of gradients with one scale a tensor; the codes of all tensors stand behind one another and are entropy-coded where
+that is shorter. Names do not travel: both ends know the block and the order of its parameters. Whoever sends keeps the
+difference to `unpack_change`'s result for the next change.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from common.codec import Codec, EncodedTensor, compress, decode, decompress, enc
 from common.errors import MessageError
 from common.state_blob import WeightsDtype, pack_state, unpack_state
 
-ChangeCodec = Literal["fp32", "fp16", "int8", "int4"]
-QUANTISED: dict[str, Codec] = {"int8": Codec("int8", "channel"), "int4": Codec("int4", "channel")}
+ChangeCodec = Literal["fp32", "fp16", "int8", "int4", "ternary"]
+QUANTISED: dict[str, Codec] = {
+    "int8": Codec("int8", "channel"),
+    "int4": Codec("int4", "channel"),
+    "ternary": Codec("ternary"),
+}
 WIRE_NAMES = {str(codec): codec for codec in QUANTISED.values()}
 SHORTER = "-zlib"
 LONGEST_CODEC = 24

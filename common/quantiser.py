@@ -29,7 +29,9 @@ Codes = npt.NDArray[np.uint8]
 
 GROUP_VALUES = 24
 CLIP_STRIDE = 5  # every fifth value tells the ranges apart as well as all do, at a fifth of the cost
-TERNARY_CLIP = 2.5  # as TernGrad
+TERNARY_CLIP = 2.5  # standard deviations, as TernGrad, whose rounding is unbiased
+# To the nearest: values as large as each other must not all be nothing, or error feedback could never send them.
+TERNARY_NEAREST = 1.75
 TRITS_PER_BYTE = 5  # 3^5 = 243
 _POWERS = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.int64)
 CLIPS = (3.25, 4.5)  # standard deviations around the mean; the whole range is always tried as well
@@ -50,8 +52,8 @@ def scale_bytes(scale: Scale, shape: tuple[int, ...]) -> int:
     return shape[0] * (8 + (2 * group_count(scale, shape) if scale == "channel" else 0))
 
 
-def measure_scale(groups: Floats, scale: Scale, last_code: int) -> bytes:
-    """The scale for values [N, groups, values].
+def measure_scale(groups: Floats, scale: Scale, last_code: int, *, nearest: bool = False) -> bytes:
+    """The scale for values [N, groups, values]; ``nearest``: what they will be rounded to.
 
     Raises:
         ValueError: a value, or the range of a sample, is not finite.
@@ -63,9 +65,9 @@ def measure_scale(groups: Floats, scale: Scale, last_code: int) -> bytes:
         if scale == "channel":
             return _place_ranges(low, high)
         if last_code == 2:
-            high = np.float32(TERNARY_CLIP) * np.sqrt(np.square(groups, dtype=np.float64).mean(axis=2)).astype(
-                np.float32
-            )
+            high = np.float32(TERNARY_NEAREST if nearest else TERNARY_CLIP) * np.sqrt(
+                np.square(groups, dtype=np.float64).mean(axis=2)
+            ).astype(np.float32)
             low = -high
         if last_code == 15:
             low, high = _clip(groups, low, high, last_code)

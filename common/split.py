@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from common.codec import Codec
 
 VIEWS = 2
-VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+VALUE_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.0, "int4": 4.0, "ternary": 1.6}  # before entropy coding
 BEFORE_STEM = -1  # where a part enters whose device runs nothing: in the place of a cut, only inside a program
 WINDOW_BYTES = 30_720  # a window of 15,360 samples as PCM16: what a cut has to beat
 
@@ -117,7 +117,7 @@ def cut_table(
             up_bytes=_encoded_bytes(sample, codec),
             down_bytes=_encoded_bytes(sample, gradient_codec or codec),
             device_parameters=parameters,
-            exchange_bytes=parameters * (VALUE_BITS[change_codec] + VALUE_BITS[delta_codec]) // 8,
+            exchange_bytes=round(parameters * (VALUE_BITS[change_codec] + VALUE_BITS[delta_codec]) / 8),
         )
         rows.append(row)
     return rows

@@ -6,7 +6,7 @@ One file, replaced atomically: a power cut leaves the old one or the new one, ne
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgpack
@@ -17,7 +17,7 @@ from common.encoder import Encoder
 from common.errors import MessageError
 from common.split import block_state, load_block, names
 
-FILE_VERSION = 4
+FILE_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,9 @@ class SentChange:
 class StoredWeights:
     """What the file holds: the fleet's weights at ``version`` of ``run`` and the change learned here since.
 
-    ``local_windows``: on how many windows that were never sent the change was learned. ``sent``, oldest first: what of
-    the change was published and may have been merged while the device was away.
+    ``summed``: what was learned without moving the weights. ``local_windows``: on how many windows that were never sent
+    the change was learned. ``sent``, oldest first: what of the change was published and may have been merged while the
+    device was away.
     """
 
     run: str
@@ -46,6 +47,7 @@ class StoredWeights:
     base: dict[str, State]
     change: dict[str, State]
     local_windows: int = 0
+    summed: dict[str, State] = field(default_factory=dict)
     sent: tuple[SentChange, ...] = ()
 
 
@@ -59,6 +61,7 @@ def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
             "version": stored.version,
             "base": pack_blocks(stored.base, "fp32"),
             "change": pack_blocks(stored.change, "fp32"),
+            "summed": pack_blocks(stored.summed, "fp32"),
             "local_windows": stored.local_windows,
             "sent": [(one.boot, one.seq, pack_blocks(one.blocks, "fp32"), one.local_windows) for one in stored.sent],
         }
@@ -86,7 +89,8 @@ def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWei
         SentChange(boot, seq, unpack_blocks(blob, shapes), local_windows)
         for boot, seq, blob, local_windows in content["sent"]
     )
-    return StoredWeights(content["run"], content["version"], base, change, content["local_windows"], sent)
+    summed = unpack_blocks(content["summed"], shapes)
+    return StoredWeights(content["run"], content["version"], base, change, content["local_windows"], summed, sent)
 
 
 def restore_encoder(path: Path, encoder: Encoder, *, fingerprint: str) -> bool:

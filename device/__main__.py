@@ -33,6 +33,7 @@ from common.topics import Topics
 from common.views import reach_s, views_of
 from device.ambiguity import Ambiguity
 from device.captions import CaptionDraw
+from device.client_step import ClientStep
 from device.edge_learner import EdgeLearner
 from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter
@@ -201,6 +202,7 @@ def _loop(
         link=link,
         topics=topics,
         encoder=encoder,
+        client_step=ClientStep(encoder, replica.sum_up if fleet.accumulates else optimizers.step),
         optimizers=optimizers,
         replica=replica,
         weights=_weights(settings, identity, link, topics, replica, encoder, mixture),
@@ -287,7 +289,8 @@ def _weights(
         fingerprint=identity.fingerprint,
         path=settings.state_directory / "weights.bin",
         follow_all=_uses_all_blocks(settings),
-        negligible_change=settings.fleet.negligible_change,
+        # A sum of gradients says nothing by its length.
+        negligible_change=0.0 if settings.fleet.accumulates else settings.fleet.negligible_change,
     )
     try:
         weights.load()

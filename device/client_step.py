@@ -1,14 +1,13 @@
-"""The device's side of a step: forward per window, then one backward and one optimizer step on what was answered."""
+"""The device's side of a step: forward per window, then one backward on what was answered, and learning from it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from common.block_optimizer import BlockOptimizers
 from common.encoder import Encoder
 from common.split import block_parameters, client_names
 
@@ -22,9 +21,10 @@ class _Held:
 class ClientStep:
     """One step in flight. No optimizer step happens while graphs are held, so they stay valid."""
 
-    def __init__(self, encoder: Encoder, optimizers: BlockOptimizers) -> None:
+    def __init__(self, encoder: Encoder, learn: Callable[[Sequence[str], float], None]) -> None:
+        """``learn``: takes the gradients of the named blocks at a rate: an optimizer step, or summing them up."""
         self._encoder = encoder
-        self._optimizers = optimizers
+        self._learn = learn
         self._held: dict[int, _Held] = {}
 
     @property
@@ -49,14 +49,14 @@ class ClientStep:
         return activations.detach()
 
     def apply(self, gradients: Mapping[int, Tensor], *, learning_rate: float) -> list[str]:
-        """Backpropagate the answered parts, take one optimizer step, forget the step.
+        """Backpropagate the answered parts, learn from the gradients, forget the step.
 
         Args:
             gradients: part -> gradient of the *sum* of the windows' losses at the cut, [2, *activation_shape(cut)].
             learning_rate: what the trainer's schedule says for this step.
 
         Returns:
-            The names of the blocks that moved; empty if no part of this step was answered.
+            The names of the blocks that learned; empty if no part of this step was answered.
         """
         answered = {part: self._held[part] for part in gradients if part in self._held}
         self._held = {}
@@ -64,12 +64,14 @@ class ClientStep:
             return []
         deepest = max(held.cut for held in answered.values())
         moved = client_names(deepest)
-        self._optimizers.zero(moved)
+        for name in moved:
+            for parameter in block_parameters(self._encoder, name):
+                parameter.grad = None
         torch.autograd.backward(
             [held.activations for held in answered.values()], [gradients[part] for part in answered]
         )
         self._mean_over_own_windows([held.cut for held in answered.values()], deepest)
-        self._optimizers.step(moved, learning_rate)
+        self._learn(moved, learning_rate)
         return list(moved)
 
     def _mean_over_own_windows(self, cuts: list[int], deepest: int) -> None:

@@ -115,6 +115,7 @@ class DeviceLoop:
         link: Link,
         topics: Topics,
         encoder: Encoder,
+        client_step: ClientStep,
         optimizers: BlockOptimizers,
         replica: Replica,
         weights: WeightsExchange,
@@ -158,7 +159,7 @@ class DeviceLoop:
         self._stretch = stretch
         self._journal = journal
         self._stop = stop
-        self._client_step = ClientStep(encoder, optimizers)
+        self._client_step = client_step
         self._exchange = self._exchange_of(0)
         self._local: deque[LocalWindow] = deque(maxlen=pace.local_waiting)
         self._cut = pace.first_cut

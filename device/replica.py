@@ -1,7 +1,8 @@
 """The device's copy of the fleet's weights: the version it stands on, its own unsent change, and what is arriving.
 
-Three sets of numbers: ``base`` is what the fleet published, the encoder holds ``base`` plus everything learned here,
-and ``sent`` remembers the quantised changes that were published but not yet seen in a manifest. A version is applied
+Four sets of numbers: ``base`` is what the fleet published, the encoder holds ``base`` plus the optimizer steps taken
+here, ``summed`` is what was learned without moving the encoder (gradients that a merge will take its step with), and
+``sent`` remembers the quantised changes that were published but not yet seen in a manifest. A version is applied
 only when the digest of every block the device needs matches the manifest, all at once, so a torn set can never be used.
 """
 
@@ -13,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from common.change_blob import State, most_bytes, pack_blocks, unpack_blocks
 from common.chunks import Assembler
 from common.codec import digest
@@ -21,7 +24,7 @@ from common.encoder import Encoder
 from common.errors import MessageError
 from common.messages import DeltaChunk, Manifest, WeightsChunk
 from common.packed_change import ChangeCodec
-from common.split import block_state, load_block, names
+from common.split import block, block_state, load_block, names
 from common.state_blob import WeightsDtype, pack_state, unpack_state
 from common.weights_file import SentChange, StoredWeights
 
@@ -56,6 +59,7 @@ class Replica:
         self._arrived: dict[str, tuple[str, bytes]] = {}  # name -> digest, bytes: complete, not applied yet
         self._held: dict[str, str] = {}  # name -> digest of the bytes its base was made from
         self._base: dict[str, State] = {}
+        self._summed: dict[str, State] = {}
         self._trained: set[str] = set()  # since the newest change was packed
         self._sent: OrderedDict[tuple[str, int], SentChange] = OrderedDict()  # by boot and seq
         self._manifest: Manifest | None = None
@@ -182,6 +186,7 @@ class Replica:
         for name, base in self._base.items():
             load_block(self._encoder, name, base)
         self._sent.clear()
+        self._summed.clear()
         self._trained.clear()
         self.local_windows = 0
 
@@ -213,15 +218,27 @@ class Replica:
             load_block(self._encoder, name, fresh)
             return
         local = block_state(self._encoder, name)
-        unsent = {key: local[key] - base[key] for key in local}
+        learned = {key: local[key] - base[key] for key in local}
         if merged is not None:
-            unsent = {key: unsent[key] - merged[key] for key in local}
+            learned = {key: learned[key] - merged[key] for key in local}
+        if merged is not None and name in self._summed:  # the rest waits beside the encoder, not in it
+            self._summed[name] = {key: value + learned[key] for key, value in self._summed[name].items()}
+            learned = {key: torch.zeros_like(value) for key, value in learned.items()}
         target = base if fresh is None else fresh
         self._base[name] = target
-        load_block(self._encoder, name, {key: target[key] + unsent[key] for key in local})
+        load_block(self._encoder, name, {key: target[key] + learned[key] for key in local})
+
+    def sum_up(self, blocks: Iterable[str], rate: float) -> None:
+        """Add the gradients that ``blocks`` hold to the change, as steps of ``rate`` would, without taking them."""
+        for name in blocks:
+            if name not in self._summed:
+                self._summed[name] = {key: torch.zeros_like(v) for key, v in block_state(self._encoder, name).items()}
+            for key, parameter in block(self._encoder, name).named_parameters():
+                if parameter.grad is not None:
+                    self._summed[name][key].sub_(parameter.grad, alpha=rate)
 
     def trained(self, blocks: Iterable[str], *, local_windows: int = 0) -> None:
-        """Note that an optimizer step moved ``blocks`` here; windows that were answered are the trainer's to count."""
+        """Note that ``blocks`` learned here; windows that were answered are the trainer's to count."""
         self._trained.update(blocks)
         self.local_windows += local_windows
 
@@ -256,6 +273,12 @@ class Replica:
         return self._trained | (set(next(reversed(self._sent.values())).blocks) if self._sent else set())
 
     def _unsent(self, blocks: Iterable[str]) -> dict[str, State]:
+        unsent = self._learned(blocks)
+        for name in unsent.keys() & self._summed.keys():
+            unsent[name] = {key: value + self._summed[name][key] for key, value in unsent[name].items()}
+        return unsent
+
+    def _learned(self, blocks: Iterable[str]) -> dict[str, State]:
         states = {name: block_state(self._encoder, name) for name in blocks}
         return {
             name: {key: value - self._base[name][key] for key, value in state.items()} for name, state in states.items()
@@ -267,7 +290,8 @@ class Replica:
             run=self.run,
             version=self.version,
             base=self._base,
-            change=self._unsent(sorted(self._changed())),
+            change=self._learned(sorted(self._changed())),
+            summed=dict(self._summed),
             local_windows=self.local_windows,
             sent=tuple(self._sent.values()),
         )
@@ -279,6 +303,7 @@ class Replica:
             self._held[name] = digest(pack_state(state, self._dtype))
             extra = stored.change.get(name)
             load_block(self._encoder, name, {k: v + extra[k] for k, v in state.items()} if extra else state)
+        self._summed = {name: dict(state) for name, state in stored.summed.items()}
         self._trained = set(stored.change)
         for sent in stored.sent:
             self._remember(sent)

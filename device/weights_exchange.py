@@ -22,9 +22,9 @@ from device.replica import Change, Replica
 
 LOG = logging.getLogger(__name__)
 # How seldom the blocks beyond the cut are fetched again, for learning without the link: at cut 5 of `mobile` that is
-# 0.9 MB, with 200 windows a version 0.3 % of PCM16.
-REFRESH_VERSIONS = 50
-SAVE_VERSIONS = 5  # how seldom the disk is written: a memory card wears
+# 0.9 MB, with 24 windows a version 0.3 % of PCM16.
+REFRESH_VERSIONS = 400
+SAVE_VERSIONS = 40  # how seldom the disk is written: a memory card wears
 
 
 class WeightsExchange:
@@ -47,6 +47,8 @@ class WeightsExchange:
         path: Path,
         follow_all: bool = False,
         negligible_change: float = 0.0,
+        refresh_versions: int = REFRESH_VERSIONS,
+        save_versions: int = SAVE_VERSIONS,
     ) -> None:
         self._link = link
         self._topics = topics
@@ -60,6 +62,8 @@ class WeightsExchange:
         self._path = path
         self._follow_all = follow_all
         self._negligible = negligible_change
+        self._refresh_versions = refresh_versions
+        self._save_versions = save_versions
         self._following = Following(link, topics)
         self._refreshed_version = -1
         self._saved_version = -1
@@ -79,7 +83,7 @@ class WeightsExchange:
         deepest = max(cut, target)
         followed = self._names if self._follow_all else client_names(deepest)
         self._following.follow(followed, whole=self._fetched(deepest))
-        if moved and (self._saved_version < 0 or self._replica.version - self._saved_version >= SAVE_VERSIONS):
+        if moved and (self._saved_version < 0 or self._replica.version - self._saved_version >= self._save_versions):
             self.save()
         return moved
 
@@ -112,7 +116,7 @@ class WeightsExchange:
         """What must come whole: all that is missing once the version that should be here is known."""
         if not self._replica.announced:
             return []
-        due = self._replica.announced_version - self._refreshed_version >= REFRESH_VERSIONS
+        due = self._replica.announced_version - self._refreshed_version >= self._refresh_versions
         every = due or self._needs_all()
         mixture = [MIXTURE] if self._mixture.missing and (every or not self._mixture.held) else []
         return self._replica.missing(self._names if every else client_names(deepest)) + mixture

@@ -40,6 +40,7 @@ from trainer.answering import Answering, Control, Snapshot
 from trainer.batcher import Batcher, Part
 from trainer.captured import Captured
 from trainer.hybrid_loss import HybridLoss
+from trainer.merge_optimizer import ACCUMULATION_RATE, MergeOptimizer
 from trainer.objective import Hybrid
 from trainer.publisher import Publisher
 from trainer.server_step import ServerStep
@@ -103,13 +104,16 @@ def boot_of(device: str) -> str:
 class GoldenDevice:
     """One device: the parts that `device.loop` drives, driven here."""
 
-    def __init__(self, name: str, encoder: Encoder, optimizers: BlockOptimizers, topics: Topics, codec: Codec) -> None:
+    def __init__(
+        self, name: str, encoder: Encoder, optimizers: BlockOptimizers | None, topics: Topics, codec: Codec
+    ) -> None:
+        """Without ``optimizers`` the device sums gradients up."""
         self.name = name
         self.boot = boot_of(name)
         self.encoder = encoder
         self.link = FakeLink()
-        self.client_step = ClientStep(encoder, optimizers)
         self.replica = Replica(encoder, device=name, boot=self.boot, dtype="fp32", change_codec="fp32")
+        self.client_step = ClientStep(encoder, optimizers.step if optimizers else self.replica.sum_up)
         mixture = MixtureReplica(MixtureMemory(), boot=self.boot, fingerprint=FINGERPRINT, path=Path("never-written"))
         self.mailbox = Mailbox(
             self.link.as_link,
@@ -196,13 +200,23 @@ class Fleet:
         activations_codec: str = "fp32",
         gradient_codec: str = "fp32",
         weight_decay: float = 0.0,
+        accumulates: bool = False,
     ) -> None:
+        self._accumulates = accumulates
         self.topics = Topics("golden")
         self.encoder = build_encoder(encoder_name, seed=1)
         self.batcher = Batcher(max_lag=0, parts_per_step=parts_per_step)
         # Without trimming: a trimmed mean of several devices' changes is not the gradient of their batch.
         self.ledger = WeightsLedger(
-            self.encoder, version=0, discount=0.5, local_cap=0, trim=0.0, captured=Captured(None)
+            self.encoder,
+            version=0,
+            discount=0.5,
+            local_cap=0,
+            trim=0.0,
+            captured=Captured(None),
+            optimizer=MergeOptimizer(self.encoder, kind=kind, weight_decay=weight_decay, warmup_steps=0)
+            if accumulates
+            else None,
         )
         self.link = FakeLink()
         self._gradient_codec = Codec.parse(gradient_codec)
@@ -255,6 +269,8 @@ class Fleet:
         encoder = build_encoder(encoder_name, seed=99)  # other weights: what counts must have come over the wire
         optimizers = BlockOptimizers(encoder, kind=kind, weight_decay=weight_decay, warmup_steps=0)
         self.batcher.join(name, boot_of(name))
+        if self._accumulates:
+            return GoldenDevice(name, encoder, None, self.topics, Codec.parse(codec))
         return GoldenDevice(name, encoder, optimizers, self.topics, Codec.parse(codec))
 
     def _publish(self) -> None:
@@ -270,14 +286,14 @@ class Fleet:
         gradients = self._server_share(batch)
         losses = result.terms.per_window.tolist()
         for part, gradient, loss in zip(batch, result.gradients, losses, strict=True):
-            self._answer(part, gradient, loss, learning_rate)
+            self._answer(part, gradient, loss, ACCUMULATION_RATE if self._accumulates else learning_rate)
         for name, device in self.devices.items():
             moved = device.learn()
             assert moved == list(client_names(cuts[name]))
             add_share(gradients, device.encoder, {block: len(heard[name]) / len(batch) for block in moved})
             device.publish_change()
             self._receive_change(name)
-        self._merge(cuts)
+        self._merge(cuts, learning_rate)
         return StepResult(float(result.terms.total.detach()), sum(losses) / len(losses), gradients)
 
     def _gather(self, heard: Mapping[str, Sequence[Heard]], cuts: Mapping[str, int]) -> list[Part]:
@@ -323,8 +339,8 @@ class Fleet:
         assert contribution is not None
         self.ledger.offer(contribution)
 
-    def _merge(self, cuts: Mapping[str, int]) -> None:
-        self.ledger.commit(self.ledger.preview())
+    def _merge(self, cuts: Mapping[str, int], learning_rate: float) -> None:
+        self.ledger.commit(self.ledger.preview(learning_rate))
         self._publish()
         retained = self.link.take_retained()
         for name, device in self.devices.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from trainer.collapse_guard import CollapseGuard
 from trainer.hybrid_loss import HybridLoss
 from trainer.listening import Listening
 from trainer.loop import Desired, TrainerLoop, snapshot
+from trainer.merge_optimizer import ACCUMULATION_RATE, MergeOptimizer
 from trainer.merging import MergePlan, RoundPlan
 from trainer.metrics import MetricsLog
 from trainer.mixture_merging import MixtureMerging
@@ -104,7 +106,7 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
         local_cap=max(LOCAL_WINDOWS_CAP, 2 * fleet.sync_every_windows) if rounds else LOCAL_WINDOWS_CAP,
         rounds=rounds,
         trim=settings.trim,
-        merge_rate=settings.merge_rate,
+        optimizer=state.merging,
         captured=Captured(None if settings.speed == "fast" else time.monotonic),
         merged=progress.merged,
     )
@@ -126,6 +128,12 @@ def _state(settings: TrainerConfig, compute: torch.device) -> State:
     negatives = torch.Generator().manual_seed(settings.seed + 2)
     objective = _objective(settings, mixture, encoder.projection_dim, directions, negatives)
     objective.module.to(compute)
+    merging = MergeOptimizer(
+        encoder,
+        kind=optimizer.kind,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=math.ceil(optimizer.warmup_steps / settings.merge_every),
+    )
     return State(
         encoder,
         BlockOptimizers(
@@ -139,6 +147,7 @@ def _state(settings: TrainerConfig, compute: torch.device) -> State:
         objective,
         directions=directions,
         averaged=AveragedEncoder() if settings.schedule == "constant" else None,
+        merging=merging if fleet.accumulates else None,
         rounding=torch.Generator().manual_seed(settings.seed + 1),
         negatives=negatives,
     )
@@ -189,9 +198,7 @@ def _loop(
     training = Training(
         link=link,
         topics=topics,
-        server_step=ServerStep(
-            encoder, state.optimizers, state.objective, compute=compute, centred=settings.centred_gradients
-        ),
+        server_step=ServerStep(encoder, state.optimizers, state.objective, compute=compute),
         ledger=ledger,
         mixture=state.mixture,
         screening=screening,
@@ -205,7 +212,7 @@ def _loop(
             peak=settings.learning_rate,
             budget_windows=settings.budget_windows,
         ),
-        device_rate_share=settings.device_rate_share,
+        device_rate=_device_rate(settings),
         embedding_ms_p95=answering.embedding_ms_p95,
         steps=progress.steps,
         windows=progress.windows,
@@ -261,6 +268,13 @@ def _loop(
         announce=lambda: presence.show("ready", ledger.version),
         boot=boot,
     )
+
+
+def _device_rate(settings: TrainerConfig) -> Callable[[float], float]:
+    """The devices' learning rate from the trainer's."""
+    if settings.fleet.accumulates:
+        return lambda _: ACCUMULATION_RATE
+    return lambda rate: settings.device_rate_share * rate
 
 
 def _listening(settings: TrainerConfig) -> Listening:

@@ -215,7 +215,7 @@ class TrainerLoop:
 
     def _merge(self) -> None:
         """Make the next version, keep it on the disk, then publish it."""
-        merged = self._ledger.preview()
+        merged = self._ledger.preview(self._training.learning_rate)
         candidate = copy.deepcopy(self._encoder)
         for name, state in merged.items():
             load_block(candidate, name, state)

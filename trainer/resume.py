@@ -14,18 +14,23 @@ from common.encoder import Encoder
 from common.mixture_memory import MixtureMemory
 from trainer.averaging import AveragedEncoder
 from trainer.checkpoint import Checkpoint
+from trainer.merge_optimizer import MergeOptimizer
 from trainer.objective import Objective
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The objects that training changes; ``averaged``: only with a constant learning rate."""
+    """The objects that training changes; ``averaged``: only with a constant learning rate.
+
+    ``merging``: only where devices accumulate.
+    """
 
     encoder: Encoder
     optimizers: BlockOptimizers
     mixture: MixtureMemory
     objective: Objective
     averaged: AveragedEncoder | None
+    merging: MergeOptimizer | None
     directions: torch.Generator
     rounding: torch.Generator
     negatives: torch.Generator
@@ -75,6 +80,8 @@ def to_checkpoint(
     }
     if state.averaged is not None:
         rest["averaged"] = state.averaged.state_dict()
+    if state.merging is not None:
+        rest["merging"] = state.merging.state_dict()
     return Checkpoint(
         run=run,
         fingerprint=fingerprint,
@@ -101,5 +108,7 @@ def restore(saved: Checkpoint, state: State) -> Progress:
         state.negatives.set_state(rest["negatives"])
     if state.averaged is not None and "averaged" in rest:
         state.averaged.load_state_dict(rest["averaged"], state.encoder)
+    if state.merging is not None and "merging" in rest:
+        state.merging.load_state_dict(rest["merging"])
     merged = {device: (boot, seq) for device, (boot, seq) in rest["merged"].items()}
     return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]), merged)

@@ -37,10 +37,7 @@ class ServerStep:
         objective: Objective,
         *,
         compute: torch.device,
-        centred: bool = False,
     ) -> None:
-        """``centred``: what goes back to a device has no mean over its windows, see `without_means`."""
-        self._centred = centred
         self._encoder = encoder
         self._optimizers = optimizers
         self._objective = objective
@@ -65,8 +62,6 @@ class ServerStep:
         self._optimizers.step(list(moved), learning_rate)
         gradients = [leaf.grad.mul(count).cpu() for leaf in leaves if leaf.grad is not None]
         assert len(gradients) == count, "a part got no gradient: the loss does not depend on it"
-        if self._centred:
-            gradients = without_means([part.device for part in parts], gradients)
         view_a = embeddings.view(count, 2, -1)[:, 0]
         return ServerResult(gradients, terms, view_a.detach().cpu(), projections.detach())
 
@@ -103,24 +98,3 @@ class ServerStep:
             for parameter in block_parameters(self._encoder, name):
                 if parameter.grad is not None:
                     parameter.grad.mul_(count / windows)
-
-
-def without_means(devices: Sequence[str], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients [2, C, ...] of parts, less each channel's mean over all parts of the same device and cut.
-
-    A device trains its own copy of the first blocks, and most negatives are other devices' windows: to sound like
-    itself, whatever it hears, is the cheapest way for it to be told from them. That is a shift of its channels, and the
-    mean is the gradient's share in it (measured: tests/bench/LOG.md, 2026-11-21).
-    """
-    owners = [(device, gradient.shape) for device, gradient in zip(devices, gradients, strict=True)]
-    means = {
-        owner: torch.stack([one for whose, one in zip(owners, gradients, strict=True) if whose == owner])
-        .transpose(0, 2)  # [C, 2, parts, ...]
-        .flatten(1)
-        .mean(dim=1)
-        for owner in dict.fromkeys(owners)
-    }
-    return [
-        gradient - means[owner].view(-1, *[1] * (gradient.dim() - 2))
-        for owner, gradient in zip(owners, gradients, strict=True)
-    ]

@@ -43,7 +43,7 @@ class Training:
         gradient_codec: Codec,
         rounding: torch.Generator,
         learning_rate_at: Callable[[int], float],
-        device_rate_share: float,
+        device_rate: Callable[[float], float],
         embedding_ms_p95: Callable[[], float | None],
         steps: int,
         windows: int,
@@ -59,18 +59,23 @@ class Training:
         self._gradient_codec = gradient_codec
         self._rounding = rounding
         self._learning_rate_at = learning_rate_at
-        self._device_rate_share = device_rate_share
+        self._device_rate = device_rate
         self._embedding_ms_p95 = embedding_ms_p95
         self.steps = steps
         self.windows = windows
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self._learning_rate_at(self.windows)
+
     def train(self, batch: Sequence[Part]) -> None:
         """One optimizer step of the trainer on ``batch``, and an answer to every part of it."""
         started_s = time.monotonic()
-        learning_rate = self._learning_rate_at(self.windows)
+        learning_rate = self.learning_rate
         result = self._server_step.run(batch, learning_rate=learning_rate)
         asking = self._plan.closed({part.device for part in batch}, now_s=started_s)
-        error = self._answer(batch, result, self._device_rate_share * learning_rate, asking)
+        error = self._answer(batch, result, self._device_rate(learning_rate), asking)
         seconds = time.monotonic() - started_s
         self._ledger.count(batch)
         self._mixture.update(result.projections[0])

@@ -1,6 +1,6 @@
 """Versions of the fleet's weights: who trained which block on how many windows, and how their changes are merged.
 
-``new = master + sum_p w_p * change_p`` for each block (a device's change times ``merge_rate``), over its participants:
+``new = master + sum_p w_p * change_p`` for each block, over its participants:
 each device whose cut lies above it and the trainer for the devices whose cut lies below (DESIGN section 4). ``w_p`` is
 the participant's share of the windows that the trainer counted, discounted by staleness: what a stale change loses goes
 to nobody. Devices are not trusted: their changes are clipped (`clipping`), trimmed where there are three or more
@@ -21,6 +21,7 @@ from common.split import block_state, client_names, load_block, names
 from trainer.batcher import Part
 from trainer.captured import Captured
 from trainer.clipping import Clipping, length
+from trainer.merge_optimizer import MergeOptimizer
 from trainer.robust_mean import weighted_sum
 
 SERVER = ""  # the trainer's own name among the participants: no device can be called this
@@ -56,16 +57,16 @@ class WeightsLedger:
         local_cap: int,
         trim: float,
         captured: Captured,
-        merge_rate: float = 1.0,
+        optimizer: MergeOptimizer | None = None,
         merged: Mapping[str, tuple[str, int]] | None = None,
         rounds: bool = False,
     ) -> None:
         """``rounds``: no parts are seen (mode federated); the others' claims bound what a device can have captured.
 
-        ``merge_rate``: what the devices' mean change is multiplied by (the server's rate of FedOpt, Reddi et al. 2021).
+        ``optimizer``: takes that change as summed gradients, and a step with them; None: the change itself is taken.
         """
         self._rounds = rounds
-        self._merge_rate = merge_rate
+        self._optimizer = optimizer
         self._encoder = encoder
         self._discount = discount
         self._local_cap = local_cap
@@ -109,14 +110,21 @@ class WeightsLedger:
         """The devices whose change waits for the next merge."""
         return tuple(sorted(self._offered))
 
-    def preview(self) -> dict[str, State]:
-        """What the next merge would make of every block; nothing is changed."""
+    def preview(self, learning_rate: float = 0.0) -> dict[str, State]:
+        """What the next merge would make of every block; nothing is changed.
+
+        ``learning_rate``: of the step that devices which accumulate leave to the merge.
+        """
         self._judged = {}
-        return {name: self._merged_block(name) for name in names(self._encoder)}
+        if self._optimizer is not None:
+            self._optimizer.drop()
+        return {name: self._merged_block(name, learning_rate) for name in names(self._encoder)}
 
     def commit(self, merged: dict[str, State]) -> None:
         """Make ``merged`` the next version and start counting anew for those that took part."""
         self._master = {name: {key: value.clone() for key, value in state.items()} for name, state in merged.items()}
+        if self._optimizer is not None:
+            self._optimizer.settle()
         self._next_version()
 
     def refuse(self) -> None:
@@ -150,7 +158,7 @@ class WeightsLedger:
             self._left_out[device] = 0 if device in taken else self._left_out.get(device, 0) + 1
         self._offered = {}
 
-    def _merged_block(self, name: str) -> State:
+    def _merged_block(self, name: str, learning_rate: float) -> State:
         master = self._master[name]
         weights = self._weights(name)
         if set(weights) <= {SERVER}:
@@ -160,8 +168,12 @@ class WeightsLedger:
             trim=self._trim,
         )
         own, live = weights.get(SERVER, 0.0), block_state(self._encoder, name)
+        rate = 1.0
+        if self._optimizer is not None:  # a step with the devices' mean, of which their share of the windows counts
+            mean = {key: value / (1.0 - own) for key, value in merged.items()}
+            merged, rate = self._optimizer.propose(name, master, mean, learning_rate), 1.0 - own
         for key, value in merged.items():  # the trainer's own change is never trimmed away
-            value.mul_(self._merge_rate).add_(live[key] - master[key], alpha=own).add_(master[key])
+            value.mul_(rate).add_(live[key] - master[key], alpha=own).add_(master[key])
         return merged
 
     def _clipped(self, name: str, devices: Iterable[str]) -> dict[str, State]:

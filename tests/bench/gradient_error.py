@@ -120,7 +120,7 @@ def learnt(name: str, pool: Tensor, steps: int, rng: np.random.Generator) -> Enc
 def gradients(encoder: Encoder, windows: Tensor, cut: int, up: Codec, down: Codec) -> Gradients:
     """Every block's parameter gradients, flat, as a step computes them; ``windows`` [N, 2, 1, 64, 96]."""
     optimizers = BlockOptimizers(encoder, kind="sgd", weight_decay=0.0, warmup_steps=0)
-    client, rounding = ClientStep(encoder, optimizers), torch.Generator().manual_seed(1)
+    client, rounding = ClientStep(encoder, optimizers.step), torch.Generator().manual_seed(1)
     parts = [_part(client, pair, number, cut, up) for number, pair in enumerate(windows)]
     result = _server(encoder, optimizers).run(parts, learning_rate=0.0)
     server = _flat(encoder, server_names(encoder, cut))

@@ -80,7 +80,7 @@ def sent(start: Encoder, batches: Sequence[Batch], *, cut: int, learning_rate: f
     )
     step = ServerStep(server, _optimizers(server), objective, compute=torch.device("cpu"))
     encoders = {device: deepcopy(start) for device in batches[0]}
-    clients = {device: ClientStep(encoder, _optimizers(encoder)) for device, encoder in encoders.items()}
+    clients = {device: ClientStep(encoder, _optimizers(encoder).step) for device, encoder in encoders.items()}
     for number, batch in enumerate(batches):
         parts = [
             _part(one, clients[device].forward(one.views, part=place, cut=cut), step=number, place=place, cut=cut)

@@ -16,7 +16,7 @@ SHAPES = {
     "bias": torch.Size([24]),
     "scale": torch.Size([]),
 }
-CODECS: tuple[ChangeCodec, ...] = ("fp32", "fp16", "int8", "int4")
+CODECS: tuple[ChangeCodec, ...] = ("fp32", "fp16", "int8", "int4", "ternary")
 
 
 def change(size: float = 1.0, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -28,7 +28,9 @@ def error(measured: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((measured - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize(("codec", "most"), [("fp32", 0.0), ("fp16", 4e-4), ("int8", 0.01), ("int4", 0.13)])
+@pytest.mark.parametrize(
+    ("codec", "most"), [("fp32", 0.0), ("fp16", 4e-4), ("int8", 0.01), ("int4", 0.13), ("ternary", 0.8)]
+)
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_a_change_comes_back_as_near_as_its_codec_can(codec: ChangeCodec, most: float, size: float) -> None:
     sent = change(size)
@@ -49,6 +51,20 @@ def test_a_channel_that_moves_much_costs_the_others_nothing() -> None:
     sent["weight"][0] *= 30
     arrived = unpack_change(pack_change(sent, "int8"), SHAPES)
     assert error(arrived["weight"][1:], sent["weight"][1:]) < 0.05
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_with_error_feedback_a_steady_change_arrives_in_full(codec: ChangeCodec) -> None:
+    """Also one whose values are all alike, of which rounding to the nearest might otherwise send nothing for ever."""
+    steady = change() | {"bias": torch.ones(24), "scale": torch.tensor(-1.0)}
+    unsent = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    total = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    for _ in range(40):
+        unsent = {name: unsent[name] + steady[name] for name in steady}
+        arrived = unpack_change(pack_change(unsent, codec), SHAPES)
+        unsent = {name: unsent[name] - arrived[name] for name in steady}
+        total = {name: total[name] + arrived[name] for name in steady}
+    assert all(error(total[name], 40 * steady[name]) < 0.1 for name in steady)
 
 
 def test_a_value_weighs_half_a_byte_or_one_and_names_do_not_travel() -> None:

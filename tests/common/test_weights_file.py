@@ -18,7 +18,7 @@ SHAPES: dict[str, State] = {name: block_state(ENCODER, name) for name in names(E
 def stored(version: int = 4) -> StoredWeights:
     learned = everywhere(ENCODER, 1 / 3, ["stem", "7"])
     sent = (SentChange("a" * 16, 2, {"7": learned["7"]}, 3), SentChange("a" * 16, 3, learned, 4))
-    return StoredWeights("run-1", version, SHAPES, learned, 5, sent)
+    return StoredWeights("run-1", version, SHAPES, learned, 5, everywhere(ENCODER, 0.25, ["stem"]), sent)
 
 
 def assert_same(got: dict[str, State], wanted: dict[str, State]) -> None:
@@ -34,6 +34,7 @@ def test_what_was_written_is_read_bit_for_bit(tmp_path: Path) -> None:
     assert (found.run, found.version) == ("run-1", 4)
     assert_same(found.base, SHAPES)
     assert_same(found.change, stored().change)
+    assert_same(found.summed, stored().summed)
     assert found.local_windows == 5
     for one, wanted in zip(found.sent, stored().sent, strict=True):
         assert (one.boot, one.seq, one.local_windows) == (wanted.boot, wanted.seq, wanted.local_windows)

@@ -20,7 +20,7 @@ class Device:
     def __init__(self) -> None:
         self.encoder = build_encoder("mobile", seed=0)
         optimizers = BlockOptimizers(self.encoder, kind="sgd", weight_decay=0.0, warmup_steps=0)
-        self.step = ClientStep(self.encoder, optimizers)
+        self.step = ClientStep(self.encoder, optimizers.step)
 
 
 def views(count: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ from common.encoder import Encoder, build_encoder
 from common.errors import MessageError
 from common.messages import ManifestEntry, WeightsChunk
 from common.packed_change import ChangeCodec
-from common.split import block_state, client_names, load_block, names
+from common.split import block, block_parameters, block_state, client_names, load_block, names
 from device.replica import SENT_KEPT, Change, Replica
 from tests.published import Published, everywhere, furthest, learn, same
 
@@ -252,7 +252,7 @@ def test_the_rounding_of_fp16_stays_in_the_unsent_change_and_travels_with_the_ne
     assert arrived + kept == pytest.approx(4 * third, abs=1e-6)
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4", "ternary"])
 def test_whatever_the_codec_rounds_away_arrives_with_a_later_change(codec: ChangeCodec) -> None:
     fleet, device = Published(), Device(codec)
     device.start(fleet)
@@ -270,7 +270,8 @@ def test_whatever_the_codec_rounds_away_arrives_with_a_later_change(codec: Chang
         arrived = {key: value - start[key] for key, value in fleet.state("0").items()}
         kept = {key: value - fleet.state("0")[key] for key, value in device.holds("0").items()}
         assert furthest({key: arrived[key] + kept[key] for key in kept}, learned) < 3e-6
-        assert max(float(value.abs().max()) for value in kept.values()) < 1e-2, f"one rounding, not {merge + 1}"
+        most = 4e-2 if codec == "ternary" else 1e-2  # a few steps of the codec, for changes of 1e-2
+        assert max(float(value.abs().max()) for value in kept.values()) < most, f"one rounding, not {merge + 1}"
 
 
 def test_a_block_that_is_no_longer_trained_travels_no_more_once_it_is_merged() -> None:
@@ -474,3 +475,81 @@ def test_what_was_learned_in_another_run_is_not_carried_onto_its_weights() -> No
     assert device.replica.apply(NEEDED)
     assert unchanged(weights(second.encoder), device.encoder)
     assert device.replica.change() is None
+
+
+# -- gradients summed up ----------------------------------------------------------------------------------------------
+
+
+def give_gradients(encoder: Encoder, value: float, blocks: Iterable[str]) -> None:
+    for name in blocks:
+        for parameter in block_parameters(encoder, name):
+            parameter.grad = torch.full_like(parameter, value)
+
+
+def test_summed_gradients_are_the_change_and_do_not_move_the_encoder() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    before = weights(device.encoder)
+    for value in (1.0, 3.0):
+        give_gradients(device.encoder, value, NEEDED)
+        device.replica.sum_up(NEEDED, 0.25)
+        device.replica.trained(NEEDED)
+    assert unchanged(before, device.encoder)
+    sent = device.blocks_of(device.change())
+    assert set(sent) == set(NEEDED)
+    assert all(bool((value == -1.0).all()) for state in sent.values() for value in state.values())
+
+
+def test_of_summed_gradients_what_rounding_left_goes_with_the_next_change() -> None:
+    fleet, device = Published(), Device("int4")
+    device.start(fleet)
+    generator = torch.Generator().manual_seed(0)
+    wanted: State = {key: torch.zeros_like(value) for key, value in device.holds("stem").items()}
+    arrived = {key: value.clone() for key, value in wanted.items()}
+    for _ in range(6):
+        for key, parameter in block(device.encoder, "stem").named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            wanted[key] -= 1e-3 * parameter.grad
+        device.replica.sum_up(["stem"], 1e-3)
+        device.replica.trained(["stem"])
+        change = device.change()
+        one = device.blocks_of(change)["stem"]
+        for key, value in one.items():
+            arrived[key] += value
+        fleet.next(everywhere(fleet.encoder, 0.5, ["stem"]), merged={"pi": (BOOT, change.seq)})
+        device.receive(fleet, ["stem"])
+        assert device.replica.apply(["stem"])
+        assert same(device.holds("stem"), block_state(fleet.encoder, "stem"))
+    for key, value in wanted.items():
+        step = float(one[key].abs().max())
+        assert float((arrived[key] - value).abs().max()) < step / 5, "the error of the last change alone"
+
+
+def test_after_its_merge_a_device_that_learned_alone_stands_where_the_fleet_does() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    give_gradients(device.encoder, 1.0, ["stem"])
+    device.replica.sum_up(["stem"], 0.5)
+    device.learn(0.25, ["stem"])
+    change = device.change()
+    for value in device.blocks_of(change)["stem"].values():
+        torch.testing.assert_close(value, torch.full_like(value, -0.25), rtol=0.0, atol=ULP)
+    fleet.next(everywhere(fleet.encoder, 2.0, ["stem"]), merged={"pi": (BOOT, change.seq)})
+    device.receive(fleet, ["stem"])
+    assert device.replica.apply(["stem"])
+    assert same(device.holds("stem"), block_state(fleet.encoder, "stem"))
+
+
+def test_summed_gradients_outlive_a_restart_and_not_another_run() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    give_gradients(device.encoder, 1.0, NEEDED)
+    device.replica.sum_up(NEEDED, 0.5)
+    device.replica.trained(NEEDED)
+    again = Device(boot="c" * 16)
+    again.replica.restore(device.replica.snapshot())
+    assert unchanged(weights(device.encoder), again.encoder)
+    assert all(bool((v == -0.5).all()) for state in again.blocks_of(again.change()).values() for v in state.values())
+    again.receive(Published(run="another"))
+    assert again.replica.apply(names(again.encoder))
+    assert again.replica.change() is None

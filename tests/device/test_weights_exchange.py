@@ -18,13 +18,14 @@ from common.split import block_state, client_names, names
 from common.topics import Kind, Topics
 from device.mixture_replica import MixtureReplica
 from device.replica import Replica
-from device.weights_exchange import REFRESH_VERSIONS, SAVE_VERSIONS, WeightsExchange
+from device.weights_exchange import WeightsExchange
 from tests.fakes import FakeLink
 from tests.published import FINGERPRINT, Published, everywhere, learn, same
 
 BOOT = "b" * 16
 TOPICS = Topics("home")
 EVERY = names(build_encoder("mobile", seed=0))
+REFRESH_VERSIONS, SAVE_VERSIONS = 12, 5
 
 
 class Device:
@@ -47,6 +48,8 @@ class Device:
             path=self.path,
             follow_all=follow_all,
             negligible_change=negligible_change,
+            refresh_versions=REFRESH_VERSIONS,
+            save_versions=SAVE_VERSIONS,
         )
 
     def receive(self, fleet: Published, cut: int = 3) -> bool:

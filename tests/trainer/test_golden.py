@@ -147,6 +147,25 @@ def test_with_adamw_the_weights_move_alike_at_any_cut(encoder_name: str, count: 
     assert worst(split, whole) < ADAM_TOLERANCE
 
 
+@pytest.mark.usefixtures("_smooth")
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize(("encoder_name", "cut"), [("mobile", 5), ("mobile", 8), ("resnet18", 3)])
+def test_devices_that_sum_gradients_up_train_like_one_encoder_with_one_optimizer(
+    encoder_name: str, cut: int, kind: Kind
+) -> None:
+    longer, shorter = hear(windows_of(encoder_name), 5, steps=STEPS), hear(1, 4, steps=STEPS)
+    stream = [{"a": a, "b": b} for a, b in zip(longer, shorter, strict=True)]
+    plain = Plain(encoder_name, stream, kind, LEARNING_RATE[kind])
+    fleet = Fleet(
+        encoder_name, ["b", "a"], kind=kind, parts_per_step=3, weight_decay=WEIGHT_DECAY[kind], accumulates=True
+    )
+    for heard, whole in zip(stream, plain.steps, strict=True):
+        step = fleet.step(heard, {"a": cut, "b": cut}, learning_rate=LEARNING_RATE[kind])
+        assert step.loss == pytest.approx(whole.loss, rel=1e-3 if kind == "adamw" else TOLERANCE)
+    tolerance = {"sgd": CHANGE_TOLERANCE, "adamw": ADAM_TOLERANCE}[kind]
+    assert worst(changes(fleet.encoder, plain.start), changes(plain.encoder, plain.start)) < tolerance
+
+
 @pytest.mark.parametrize("encoder_name", ENCODERS)
 def test_the_encoders_as_they_are_train_alike_up_to_single_units_that_flip(encoder_name: str) -> None:
     learning_rate = 1e-3

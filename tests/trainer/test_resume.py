@@ -8,12 +8,13 @@ import torch
 from common.block_optimizer import BlockOptimizers
 from common.encoder import build_encoder
 from common.mixture_memory import MixtureMemory
-from common.split import block_state, names
+from common.split import block_state, load_block, names
 from tests.published import FINGERPRINT, same
 from trainer import checkpoint
 from trainer.averaging import AveragedEncoder
 from trainer.cola import Cola
 from trainer.evaluate import restore_encoder
+from trainer.merge_optimizer import MergeOptimizer
 from trainer.objective import OBJECTIVE, own_parameters
 from trainer.resume import State, fresh_run, restore, to_checkpoint
 
@@ -28,7 +29,8 @@ def state(seed: int) -> State:
     )
     generators = [torch.Generator().manual_seed(seed + offset) for offset in (1, 2, 3)]
     mixture = MixtureMemory(dim=encoder.projection_dim, seed=seed)
-    return State(encoder, optimizers, mixture, objective, AveragedEncoder(), *generators)
+    merging = MergeOptimizer(encoder, kind="adamw", weight_decay=0.01, warmup_steps=2)
+    return State(encoder, optimizers, mixture, objective, AveragedEncoder(), merging, *generators)
 
 
 def train(one: State, steps: int) -> None:
@@ -42,6 +44,12 @@ def train(one: State, steps: int) -> None:
         one.optimizers.step(moved, 1e-3)
         one.mixture.update(z.detach())
         assert one.averaged is not None
+        assert one.merging is not None
+        master = block_state(one.encoder, "stem")
+        change = {key: torch.randn(value.shape, generator=generator) for key, value in master.items()}
+        step = one.merging.propose("stem", master, change, 1e-3)
+        one.merging.settle()
+        load_block(one.encoder, "stem", {key: value + step[key] for key, value in master.items()})
         one.averaged.update(one.encoder)
 
 

@@ -13,7 +13,7 @@ from common.mixture_memory import MixtureMemory
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
 from trainer.objective import Hybrid
-from trainer.server_step import ServerStep, without_means
+from trainer.server_step import ServerStep
 from trainer.temporal_buffer import TemporalBuffer
 
 CUT = 5
@@ -110,23 +110,3 @@ def test_before_the_mixture_has_started_there_are_simply_none() -> None:
     cold, plain = server_step(drawn(MixtureMemory(), 16))[0], server_step(None)[0]
     one, other = cold.run(batch(), learning_rate=1e-3), plain.run(batch(), learning_rate=1e-3)
     assert torch.equal(one.terms.total, other.terms.total)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 6)])
-def test_what_only_shifts_a_devices_channels_is_taken_out_of_its_gradients(shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(4)
-    devices = ["a", "b", "a", "a"]
-    given = [torch.randn(shape, generator=generator) for _ in devices]
-    centred = without_means(devices, given)
-    for owner in "ab":
-        own = [number for number, device in enumerate(devices) if device == owner]
-        for channel in range(shape[1]):
-            values = [given[number][view, channel].reshape(-1) for number in own for view in range(2)]
-            mean = torch.cat(values).mean()
-            for number in own:
-                assert torch.allclose(centred[number][:, channel], given[number][:, channel] - mean, atol=1e-6)
-
-
-def test_parts_of_one_device_at_different_cuts_are_centred_apart() -> None:
-    shallow, deep = torch.ones(2, 3, 4, 5), torch.full((2, 6), 2.0)
-    assert all(not one.any() for one in without_means(["a", "a"], [shallow, deep]))

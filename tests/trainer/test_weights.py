@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
+from common.block_optimizer import Kind
 from common.change_blob import State
 from common.encoder import Encoder, build_encoder
 from common.split import block_parameters, block_state, client_names, load_block, names
 from trainer.batcher import Part
 from trainer.captured import WINDOW_S, Captured
 from trainer.clipping import TIMES_THE_BLOCK, TIMES_THE_OTHERS
+from trainer.merge_optimizer import ACCUMULATION_RATE, MergeOptimizer
 from trainer.weights import CAPTURED_SLACK, DEVICES_REMEMBERED, LEFT_OUT_AT_MOST, Contribution, WeightsLedger
 
 DISCOUNT = 0.5
@@ -51,8 +53,10 @@ def contribution(
 class Trainer:
     """A live encoder with its ledger; remembers where it started."""
 
-    def __init__(self, *, trim: float = 0.0, merge_rate: float = 1.0) -> None:
+    def __init__(self, *, trim: float = 0.0, kind: Kind | None = None) -> None:
+        """``kind``: of the merge's optimizer, where devices sum gradients up."""
         self.encoder = build_encoder("mobile", seed=0)
+        decay = {"weight_decay": 1e-2 if kind == "adamw" else 0.0}
         self.start = {name: block_state(self.encoder, name) for name in names(self.encoder)}
         self.now_s = 0.0
         self.ledger = WeightsLedger(
@@ -61,7 +65,7 @@ class Trainer:
             discount=DISCOUNT,
             local_cap=LOCAL_CAP,
             trim=trim,
-            merge_rate=merge_rate,
+            optimizer=MergeOptimizer(self.encoder, kind=kind, warmup_steps=0, **decay) if kind else None,
             captured=Captured(lambda: self.now_s),
         )
         self.now_s = 1e6  # long enough that every window can have been captured
@@ -379,19 +383,6 @@ def of_devices(trainer: Trainer, devices: str, blocks: Sequence[str] = ("stem",)
     return {device: changes(trainer.encoder, blocks, seed) for seed, device in enumerate(devices)}
 
 
-def test_the_merge_rate_multiplies_what_the_devices_made_and_not_what_the_trainer_made() -> None:
-    trainer = Trainer(merge_rate=3.0)
-    blocks = of_devices(trainer, "ab", ["stem", "3"])
-    own = trainer.train(["3"])
-    for device, change in blocks.items():
-        trainer.ledger.count([part(device, 4)] * 2)
-        trainer.ledger.offer(contribution(device, change))
-    trainer.ledger.count([part("shallow", 3)] * 4)
-    trainer.merge()
-    trainer.assert_moved("stem", [(3.0 / 2, blocks["a"]["stem"]), (3.0 / 2, blocks["b"]["stem"])])
-    trainer.assert_moved("3", [(4 / 8, own["3"]), (3.0 * 2 / 8, blocks["a"]["3"]), (3.0 * 2 / 8, blocks["b"]["3"])])
-
-
 @pytest.mark.parametrize("trim", [0.0, 0.15, 0.4])
 def test_equal_changes_merge_into_themselves_however_much_is_trimmed(trim: float) -> None:
     trainer = Trainer(trim=trim)
@@ -509,3 +500,52 @@ def test_an_answer_that_there_is_nothing_to_send_is_not_waited_for_and_its_windo
         trainer.ledger.offer(contribution(device, change, seq=2, base=START_VERSION + 1))
     trainer.merge()
     trainer.assert_moved("stem", [(1.0, a["stem"]), (4 / 16, a["stem"]), (12 / 16, b["stem"])])
+
+
+# -- devices that sum gradients up ------------------------------------------------------------------------------------
+
+
+def test_summed_gradients_move_a_block_by_one_step_of_the_merges_own_optimizer() -> None:
+    trainer = Trainer(kind="adamw")
+    reference = build_encoder("mobile", seed=0)
+    optimizer = torch.optim.AdamW(block_parameters(reference, "stem"), lr=1e-3, weight_decay=1e-2)
+    for merge in range(3):
+        one, two = (changes(trainer.encoder, ["stem"], 10 * merge + seed)["stem"] for seed in (1, 2))
+        trainer.ledger.count([part("a", 3)] * 6 + [part("b", 3)] * 2)
+        for device, change in (("a", one), ("b", two)):
+            trainer.ledger.offer(contribution(device, {"stem": change}, base=START_VERSION + merge, seq=merge))
+        trainer.ledger.commit(trainer.ledger.preview(1e-3))
+        for key, parameter in zip(one, block_parameters(reference, "stem"), strict=True):
+            parameter.grad = (6 / 8 * one[key] + 2 / 8 * two[key]) / -ACCUMULATION_RATE
+        optimizer.step()
+    for mine, wanted in zip(
+        block_parameters(trainer.encoder, "stem"), block_parameters(reference, "stem"), strict=True
+    ):
+        torch.testing.assert_close(mine, wanted, rtol=0.0, atol=1e-6)
+
+
+def test_a_refused_merge_leaves_the_optimizer_as_it_was() -> None:
+    straight, refused = Trainer(kind="adamw"), Trainer(kind="adamw")
+    for trainer in (straight, refused):
+        trainer.ledger.count([part("a", 3)] * 8)
+    change = changes(refused.encoder, ["stem"], 1)
+    refused.ledger.offer(contribution("a", changes(refused.encoder, ["stem"], 2)))
+    refused.ledger.preview(1e-3)
+    refused.ledger.refuse()
+    refused.ledger.count([part("a", 3)] * 8)
+    straight.ledger.offer(contribution("a", change, seq=2))
+    refused.ledger.offer(contribution("a", change, seq=2, base=START_VERSION + 1))
+    for trainer in (straight, refused):
+        trainer.ledger.commit(trainer.ledger.preview(1e-3))
+    for key, value in block_state(straight.encoder, "stem").items():
+        assert torch.equal(value, block_state(refused.encoder, "stem")[key])
+
+
+def test_where_the_trainer_has_trained_a_block_too_each_moves_it_by_its_share_of_the_windows() -> None:
+    trainer = Trainer(kind="sgd")
+    own = trainer.train(["4"])
+    change = changes(trainer.encoder, ["4"], 1)
+    trainer.ledger.count([part("a", 5)] * 6 + [part("b", 3)] * 2)
+    trainer.ledger.offer(contribution("a", change))
+    trainer.ledger.commit(trainer.ledger.preview(ACCUMULATION_RATE))
+    trainer.assert_moved("4", [(2 / 8, own["4"]), (6 / 8, change["4"])])
