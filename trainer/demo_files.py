@@ -14,12 +14,14 @@ from typing import Any
 
 import yaml
 
-from common.config_models import TrainerConfig
 from trainer.dataset import ShardMode, Split, shards
 
 FLEET = "demo"
 COMPRESSED = "static-compression"
 OWN_ENCODERS = frozenset({"edge-only", COMPRESSED})  # modes in which every device ends with an encoder of its own
+# Where devices take steps of their own, a merge is made of these, and they are of every block: seldom, and finer.
+AVERAGED = {"client_updates": "averaged", "change_codec": "int4", "delta_codec": "int4"}
+AVERAGED_EVERY = 50  # batches between two merges, if all were sent
 MODES = ("split", "server-only", "federated", "edge-only", COMPRESSED)
 
 
@@ -104,14 +106,17 @@ def _share(options: DemoOptions) -> float:
     return float(share) if isinstance(share, (int, float)) and 0 < share <= 1 else 1.0
 
 
+def _learns_alone(options: DemoOptions) -> bool:
+    """Whether devices take steps of their own on what they do not send, and those are what there is to merge."""
+    return _share(options) < 1
+
+
 def _merging(options: DemoOptions) -> dict[str, int]:
-    """As many merges over the captured windows as if all were sent: devices drift by what they learn alone, too.
+    """As many merges over the captured windows whatever the share that is sent: devices drift by what they learn alone.
 
     And the sooner the first one comes, the sooner they hold the mixture that tells them what is worth sending.
     """
-    if _share(options) >= 1:
-        return {}
-    return {"merge_every": max(1, round(TrainerConfig.model_fields["merge_every"].default * _share(options)))}
+    return {"merge_every": max(1, round(AVERAGED_EVERY * _share(options)))} if _learns_alone(options) else {}
 
 
 def _fleet(options: DemoOptions, broker_url: str) -> dict[str, Any]:
@@ -122,6 +127,7 @@ def _fleet(options: DemoOptions, broker_url: str) -> dict[str, Any]:
         "encoder": "mobile-half" if narrow else options.encoder,
         "first_seed": options.seed,
         **({"mode": options.mode} if options.mode in {"server-only", "federated"} else {}),
+        **(AVERAGED if _learns_alone(options) else {}),
     }
 
 
