@@ -34,13 +34,20 @@ from common.views import reach_s, views_of
 from device.ambiguity import Ambiguity
 from device.captions import CaptionDraw
 from device.client_step import ClientStep
+from device.compute_time import ComputeTime
+from device.contact import Contact, NeverReady
+from device.cutting import Cutting
 from device.edge_learner import EdgeLearner
 from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter
+from device.intake import Intake
 from device.journal import Journal
-from device.loop import DeviceLoop, NeverReady, Pace
+from device.local_steps import LocalSteps
+from device.loop import DeviceLoop
 from device.mailbox import Mailbox
 from device.mixture_replica import MixtureReplica
+from device.outbox import Outbox
+from device.pace import Pace
 from device.policy_splitter import PolicySplitter, shipped_policy
 from device.presence import Presence, last_will
 from device.replica import Replica
@@ -193,60 +200,113 @@ def _loop(
         take_policy=splitter.offer if isinstance(splitter, PolicySplitter) else None,
     )
     ambiguity = Ambiguity(encoder, mixture.mixture)
-    return DeviceLoop(
+    pace = _pace(settings)
+    compute = ComputeTime(journal.totals, board.stretch)
+    client_step = ClientStep(encoder, replica.sum_up if fleet.accumulates else optimizers.step)
+    weights = _weights(settings, identity, link, topics, replica, encoder, mixture)
+    contact = Contact(
+        link,
+        topics,
+        mailbox,
+        replica,
+        weights,
+        device=identity.device,
+        broker=f"{address.host}:{address.port}",
+        pace=pace,
+        stop=stop,
+    )
+    presence = _presence(settings, identity, link, topics, encoder)
+    views = views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed))
+    intake = Intake(source, views, ambiguity, compute, journal.totals, pace)
+    edge_learner = EdgeLearner(
+        encoder,
+        optimizers,
+        mixture,
+        temperature=LOCAL_TEMPERATURE,
+        learning_rate=settings.local_learning_rate,
+        replayed=settings.local_replayed,
+        virtual_negatives=settings.local_virtual_negatives,
+        sw_weight=settings.local_sw_weight,
+        seed=settings.seed,
+    )
+    senses = Senses(
+        device=identity.device,
+        boot=identity.boot,
+        depth=encoder.depth,
+        link=link,
+        topics=topics,
+        source=source,
+        mailbox=mailbox,
+        replica=replica,
+        journal=journal,
+        energy=_energy(settings),
+        sampler=_sampler(settings, board, journal),
+        every_steps=settings.telemetry_every_steps,
+        every_window=settings.speed == "realtime",
+        uplink_mbps=_uplink(link, board),
+        forward_ms=_forward_ms(settings, encoder),
+        steady_link=_steady_link(settings),
+    )
+    cutting = Cutting(
+        splitter,
+        senses,
+        contact,
+        mailbox,
+        replica,
+        weights,
+        optimizers,
+        journal,
+        depth=encoder.depth,
+        pace=pace,
+    )
+    outbox = Outbox(
+        link,
+        topics,
+        mailbox,
+        replica,
+        client_step,
+        compute,
+        journal.totals,
         device=identity.device,
         boot=identity.boot,
         room=settings.room,
-        pace=_pace(settings),
+        depth=encoder.depth,
         codec=codec,
+        pace=pace,
+        finished=intake.finished,
+        captions=CaptionDraw(settings.seed) if fleet.objective == "clap" else None,
+    )
+    local_steps = LocalSteps(
+        encoder,
+        edge_learner,
+        compute,
+        replica,
+        senses,
+        journal,
+        link,
+        windows=pace.parts_per_step,
+        waiting=pace.local_waiting,
+    )
+    return DeviceLoop(
+        pace=pace,
         link=link,
-        topics=topics,
-        encoder=encoder,
-        client_step=ClientStep(encoder, replica.sum_up if fleet.accumulates else optimizers.step),
+        mailbox=mailbox,
+        contact=contact,
+        presence=presence,
+        source=source,
+        intake=intake,
+        cutting=cutting,
+        sending=_sending(settings, ambiguity, mixture.mixture),
+        outbox=outbox,
+        local_steps=local_steps,
+        client_step=client_step,
         optimizers=optimizers,
         replica=replica,
-        weights=_weights(settings, identity, link, topics, replica, encoder, mixture),
-        mailbox=mailbox,
-        presence=_presence(settings, identity, link, topics, encoder),
-        source=source,
-        views=views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed)),
-        edge_learner=EdgeLearner(
-            encoder,
-            optimizers,
-            mixture,
-            temperature=LOCAL_TEMPERATURE,
-            learning_rate=settings.local_learning_rate,
-            replayed=settings.local_replayed,
-            virtual_negatives=settings.local_virtual_negatives,
-            sw_weight=settings.local_sw_weight,
-            seed=settings.seed,
-        ),
-        splitter=splitter,
-        sending=_sending(settings, ambiguity, mixture.mixture),
-        ambiguity=ambiguity,
-        senses=Senses(
-            device=identity.device,
-            boot=identity.boot,
-            depth=encoder.depth,
-            link=link,
-            topics=topics,
-            source=source,
-            mailbox=mailbox,
-            replica=replica,
-            journal=journal,
-            energy=_energy(settings),
-            sampler=_sampler(settings, board, journal),
-            every_steps=settings.telemetry_every_steps,
-            every_window=settings.speed == "realtime",
-            uplink_mbps=_uplink(link, board),
-            forward_ms=_forward_ms(settings, encoder),
-            steady_link=_steady_link(settings),
-        ),
-        stretch=board.stretch,
+        weights=weights,
+        senses=senses,
+        compute=compute,
         journal=journal,
         stop=stop,
-        broker=f"{address.host}:{address.port}",
-        captions=CaptionDraw(settings.seed) if fleet.objective == "clap" else None,
     )
 
 

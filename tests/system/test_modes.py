@@ -22,7 +22,7 @@ from common.state_blob import digest, pack_state
 from common.topics import Kind, parse
 from common.weights_file import restore_encoder
 from device.__main__ import listen
-from device.loop import NeverReady
+from device.contact import NeverReady
 from tests.bench.in_process import run_in_process
 from tests.bench.in_process_link import MemoryBroker
 from tests.fleet import Fleet

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.encoder import build_encoder
+from common.mixture_memory import MixtureMemory
+from device.ambiguity import Ambiguity
+from device.compute_time import ComputeTime
+from device.intake import MOST_AHEAD, Intake
+from device.journal import Totals
+from device.pace import Pace
+from device.windows import SourceState, Window
+
+PACE = Pace(
+    parts_per_step=8,
+    windows=None,
+    min_cut=3,
+    first_cut=5,
+    deadline_s=2.0,
+    step_timeout_s=30.0,
+    start_timeout_s=30.0,
+    local_learning=True,
+    learn_unsent=False,
+    local_waiting=32,
+    lockstep=False,
+)
+
+
+class Source:
+    """Windows that have all closed already, the n-th of them at n seconds."""
+
+    def __init__(self, windows: int) -> None:
+        self.left = windows
+        self.taken = 0
+        self.dropped = 0
+
+    @property
+    def state(self) -> SourceState:
+        return "ok" if self.left else "exhausted"
+
+    @property
+    def waiting(self) -> int:
+        return self.left
+
+    def next_window(self, timeout_s: float) -> Window | None:
+        if not self.left:
+            return None
+        self.left, self.taken = self.left - 1, self.taken + 1
+        samples = np.zeros(15360, np.float32)
+        return Window(samples, samples, 0, segment=0, index=self.taken, closed_s=float(self.taken))
+
+    def close(self) -> None:
+        self.left = 0
+
+
+def views(_: Window) -> Tensor:
+    return torch.zeros(2, 1, 64, 96)
+
+
+def intake(source: Source, totals: Totals, pace: Pace = PACE) -> Intake:
+    ambiguity = Ambiguity(build_encoder("mobile", seed=0), MixtureMemory())
+    return Intake(source, views, ambiguity, ComputeTime(totals, None), totals, pace)
+
+
+def test_windows_looked_at_ahead_come_back_in_their_order_and_keep_their_time() -> None:
+    made = intake(Source(5), Totals())
+    for _ in range(2):
+        made.look_ahead()
+    assert made.waiting == 5
+    seen = [made.next_ahead(), made.next_ahead()]
+    assert [one.closed_s for one in seen if one] == [1.0, 2.0]
+    assert made.next_ahead() is None
+    assert made.waiting == 3
+
+
+def test_no_more_is_looked_at_than_is_kept_and_no_more_than_is_wanted() -> None:
+    source = Source(100)
+    made = intake(source, Totals())
+    for _ in range(MOST_AHEAD + 3):
+        made.look_ahead()
+    assert source.taken == MOST_AHEAD
+    source = Source(100)
+    made = intake(source, Totals(windows=7), replace(PACE, windows=9))
+    for _ in range(5):
+        made.look_ahead()
+    assert source.taken == 2
+
+
+def test_it_is_over_only_when_what_was_looked_at_ahead_was_dealt_with_too() -> None:
+    made = intake(Source(1), Totals())
+    assert not made.finished()
+    made.look_ahead()
+    assert not made.finished()
+    assert made.next_ahead() is not None
+    assert made.finished()
+    assert intake(Source(5), Totals(windows=9), replace(PACE, windows=9)).finished()
+
+
+def test_an_embedding_is_computed_and_timed_only_where_it_is_wanted() -> None:
+    window = Source(1).next_window(0.0)
+    assert window is not None
+    assert intake(Source(0), Totals()).see(window).own_s is None
+    own_s = intake(Source(0), Totals(), replace(PACE, own_embedding=True)).see(window).own_s
+    assert own_s is not None
+    assert own_s > 0
+
+
+def test_where_no_clock_decides_and_where_only_sound_travels_nothing_is_looked_at_ahead() -> None:
+    assert intake(Source(1), Totals()).looks_ahead
+    assert not intake(Source(1), Totals(), replace(PACE, lockstep=True)).looks_ahead
+    assert not intake(Source(1), Totals(), replace(PACE, sound="pcm16")).looks_ahead
