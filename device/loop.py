@@ -39,7 +39,7 @@ ROUND_TIMEOUT_S = 900.0  # for the slowest device of a round; one that is gone i
 
 
 class DeviceLoop:
-    """One device. Its parts come ready made: ``__main__`` builds them from the configuration."""
+    """One device. Its parts come ready made: `device.assembly` builds them from the settings."""
 
     def __init__(
         self,

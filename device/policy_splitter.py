@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from common.actions import LOCAL
-from common.errors import MessageError
-from common.messages import PolicyUpdate
+from common.errors import ConfigError, MessageError
+from common.messages import PolicyUpdate, decode
 from common.policy import OBSERVATION_NAMES, Observation, scale_uplink
 from common.policy_network import PolicyNetwork, unpack_network
 from common.state_blob import digest
@@ -79,6 +79,17 @@ class PolicySplitter:
             raise
         LOG.info("policy %d takes over from %d", update.version, self.version)
         self._network, self.version = network, update.version
+
+    def offer_file(self, path: Path) -> None:
+        """Begin with the policy of a file.
+
+        Raises:
+            ConfigError: it cannot be used; an operator named it.
+        """
+        try:
+            self.offer(decode(PolicyUpdate, path.read_bytes()))
+        except MessageError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         """See `Splitter`."""

@@ -3,11 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from common.encoder import build_encoder
+from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
+from common.views import views_of
 from device.ambiguity import Ambiguity
 from device.compute_time import ComputeTime
 from device.intake import MOST_AHEAD, Intake
@@ -57,11 +57,8 @@ class Source:
         self.left = 0
 
 
-def views(_: Window) -> Tensor:
-    return torch.zeros(2, 1, 64, 96)
-
-
 def intake(source: Source, totals: Totals, pace: Pace = PACE) -> Intake:
+    views = views_of("hybrid", LogMel(), np.random.default_rng(0))
     ambiguity = Ambiguity(build_encoder("mobile", seed=0), MixtureMemory())
     return Intake(source, views, ambiguity, ComputeTime(totals, None), totals, pace)
 
