@@ -150,6 +150,11 @@ class TrainerConfig(Settings):
     ] = Field(
         default=None, min_length=1, description="Cuts the devices may use; null: all that a device's min_cut permits."
     )
+    plan_cuts: bool = Field(
+        default=True,
+        description="In real time: measure at the first start what each block costs here, keep it, and tell devices "
+        "that told theirs the planner's cut.",
+    )
     desired: DesiredConfig = Field(default_factory=DesiredConfig, description="What devices are asked to do.")
     baseline_raw_audio: bool = Field(
         default=False,
@@ -251,10 +256,11 @@ class SourceConfig(Settings):
 class SplitterConfig(Settings):
     """How the device chooses its cut."""
 
-    kind: Literal["fixed", "heuristic", "policy", "local"] = Field(
+    kind: Literal["fixed", "heuristic", "planned", "policy", "local"] = Field(
         default="fixed",
-        description="fixed: always cut; heuristic: from load and link; policy: by a learned policy, without one as "
-        "heuristic; local: nothing is sent, it learns alone.",
+        description="fixed: always cut; heuristic: from load and link; planned: the trainer's planner says, without a "
+        "plan as heuristic; policy: by a learned policy, without one as planned; local: nothing is sent, it learns "
+        "alone.",
     )
     cut: Cut = Field(default=5, description="Blocks of the encoder that run on the device; the others start there.")
     policy: ExistingFile | None = Field(

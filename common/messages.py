@@ -133,7 +133,8 @@ class Telemetry:
     """What a device is and did: resources, the last decision and what it saw, and counters since its boot.
 
     ``cpu``, ``memory``, ``battery``, ``uncertainty`` and the observation are shares in 0..1; ``action`` is a cut, -1 is
-    a local step; ``None`` means that the device cannot measure it.
+    a local step; ``client_ms`` is what computing a window at the cut ``action`` took, forward and backward; ``None``
+    means that the device cannot measure it.
     """
 
     boot: Boot
@@ -169,6 +170,7 @@ class Telemetry:
     embedding_ms: Amount | None
     gradient_ms: Amount | None
     weights_version: Counter
+    client_ms: Amount | None = None  # in real time, where a whole step was answered at that cut
 
 
 @message("update", max_bytes=CHUNK_BYTES)
@@ -241,11 +243,12 @@ class Gradient:
 @message("splitter", max_bytes=2 * KIB)
 @dataclass(frozen=True, slots=True)
 class SplitterUpdate:
-    """The cuts a device may use, and the one it must use while an operator pins it."""
+    """The cuts a device may use, the one it must use while an operator pins it, and the one the planner finds best."""
 
     version: Counter
     pinned_cut: Cut | None
     allowed_cuts: Annotated[tuple[Cut, ...], Most(65)]
+    planned_cut: Cut | None = None  # where the device told what its blocks cost, and what its link carries
 
 
 @message("policy", max_bytes=60 * KIB)

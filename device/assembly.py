@@ -40,7 +40,7 @@ from device.replica import Replica
 from device.sending import Sending
 from device.senses import Senses
 from device.sources import Source, open_source
-from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
+from device.splitter import FixedSplitter, HeuristicSplitter, PlannedSplitter, Splitter
 from device.windows import WINDOW_S
 
 LOG = logging.getLogger(__name__)
@@ -77,8 +77,9 @@ def build_loop(settings: DeviceConfig, around: Surroundings) -> DeviceLoop:
         fingerprint=around.fingerprint,
         path=settings.state_directory / "mixture.bin",
     )
-    splitter = _splitter(settings)
-    mailbox = build_mailbox(settings, around, encoder, replica, mixture, splitter)
+    planned = PlannedSplitter(HeuristicSplitter(cut=settings.splitter.cut))
+    splitter = _splitter(settings, planned)
+    mailbox = build_mailbox(settings, around, encoder, replica, mixture, splitter, planned)
     ambiguity = Ambiguity(encoder, mixture.mixture)
     client_step = ClientStep(encoder, replica.sum_up if fleet.accumulates else optimizers.step)
     weights = build_weights(settings, around, encoder, replica, mixture)
@@ -196,22 +197,24 @@ def _log_cut_table(settings: DeviceConfig, encoder: Encoder) -> None:
     LOG.info("what each cut costs:\n%s", format_cut_table(table))
 
 
-def _splitter(settings: DeviceConfig) -> Splitter:
+def _splitter(settings: DeviceConfig, planned: PlannedSplitter) -> Splitter:
     choice = settings.splitter
     if settings.fleet.mode == "server-only":
         return FixedSplitter(0)
     if choice.kind == "heuristic":
         return HeuristicSplitter(cut=choice.cut)
+    if choice.kind == "planned":
+        return planned
     if choice.kind == "policy":
-        return _policy_splitter(settings)
+        return _policy_splitter(settings, planned)
     return FixedSplitter(choice.cut)
 
 
-def _policy_splitter(settings: DeviceConfig) -> PolicySplitter:
+def _policy_splitter(settings: DeviceConfig, planned: PlannedSplitter) -> PolicySplitter:
     """Begins with the policy of its file, else with the shipped one."""
     choice = settings.splitter
     splitter = PolicySplitter(
-        HeuristicSplitter(cut=choice.cut),
+        planned,
         encoder=settings.fleet.encoder,
         depth=ENCODER_DEPTH,
         windows=settings.fleet.parts_per_step,
@@ -274,7 +277,7 @@ def _senses(
 
 def _steady_link(settings: DeviceConfig) -> tuple[float | None, float | None] | None:
     """What rules and policy go by in fast mode, where no clock may decide what is learned: the profile, if any."""
-    if settings.speed != "fast" or settings.splitter.kind not in {"heuristic", "policy"}:
+    if settings.speed != "fast" or settings.splitter.kind not in {"heuristic", "planned", "policy"}:
         return None
     profile = settings.profile
     return (profile.uplink_mbps, profile.round_trip_ms) if profile else (None, None)

@@ -30,7 +30,7 @@ from device.policy_splitter import PolicySplitter
 from device.presence import Presence
 from device.replica import Replica
 from device.sources import Source
-from device.splitter import Splitter
+from device.splitter import PlannedSplitter, Splitter
 from device.weights_exchange import WeightsExchange
 
 LOG = logging.getLogger(__name__)
@@ -58,8 +58,12 @@ def build_mailbox(
     replica: Replica,
     mixture: MixtureReplica,
     splitter: Splitter,
+    planned: PlannedSplitter,
 ) -> Mailbox:
-    """What takes in what the fleet says; policies only where one is gone by."""
+    """What takes in what the fleet says; policies only where one is gone by.
+
+    Plans rest on what was measured, and in fast mode nothing does that touches learning.
+    """
     return Mailbox(
         around.link,
         around.topics,
@@ -70,6 +74,7 @@ def build_mailbox(
         fingerprint=around.fingerprint,
         limits=messages.Limits(max_message_bytes=settings.fleet.max_message_bytes),
         take_policy=splitter.offer if isinstance(splitter, PolicySplitter) else None,
+        take_plan=planned.offer if settings.speed == "realtime" else None,
     )
 
 

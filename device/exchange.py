@@ -30,6 +30,7 @@ class Exchange:
     ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer the rest is not waited for,
     since the batch was closed with what had arrived. By part: ``embedding_s`` from its window's end,
     ``gradient_s`` from its sending. ``applied_s``: when the optimizer step was taken, on the monotonic clock.
+    ``computed_s``: what forward and backward of all parts took here, by the clock on the wall.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Exchange:
     gradient_s: dict[int, float] = field(default_factory=dict)
     answer_s: list[float] = field(default_factory=list)
     applied_s: float | None = None
+    computed_s: float = 0.0
     trainer_boot: str = ""
     reasons: set[str] = field(default_factory=set)
     learning_rate: float = 0.0
@@ -93,6 +95,13 @@ class Exchange:
 
     def _done(self) -> set[int]:
         return self.acknowledged | self.gradients.keys() | self.refused.keys()
+
+    def client_ms(self) -> tuple[int, float] | None:
+        """The cut, and milliseconds of compute here for each window; None if there were several or gaps in the step."""
+        cuts = {sent.cut for sent in self.sent.values()}
+        if len(cuts) != 1 or self.gradients.keys() != self.sent.keys():
+            return None
+        return cuts.pop(), 1e3 * self.computed_s / len(self.sent)
 
     def result(self) -> Result:
         """How the step ended: answered if any part was, else why not."""

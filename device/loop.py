@@ -246,8 +246,10 @@ class DeviceLoop:
             self._mailbox.drain(exchange, AHEAD_WAIT_S if ahead else ANSWER_WAIT_S)
 
     def _learn_from(self, exchange: Exchange) -> None:
+        begun_s = time.monotonic()
         with self._compute.block():
             moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
+        exchange.computed_s += time.monotonic() - begun_s
         if moved:
             exchange.applied_s = time.monotonic()
             self._replica.trained(moved)

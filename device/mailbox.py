@@ -37,9 +37,14 @@ class Mailbox:
         fingerprint: str,
         limits: Limits,
         take_policy: Callable[[PolicyUpdate], None] | None = None,
+        take_plan: Callable[[int | None], None] | None = None,
     ) -> None:
-        """``take_policy``: who goes by a policy, raising MessageError for a bad one; None: policies are not wanted."""
+        """``take_policy``: who goes by a policy, raising MessageError for a bad one; None: policies are not wanted.
+
+        ``take_plan``: who goes by the planner's cut; None: plans are not wanted.
+        """
         self._take_policy = take_policy
+        self._take_plan = take_plan
         self._link = link
         self._topics = topics
         self._boot = boot
@@ -105,6 +110,8 @@ class Mailbox:
         if kind is Kind.SPLITTER:
             wish = messages.decode(messages.SplitterUpdate, payload, limits=self._limits)
             self.pinned_cut, self.allowed_cuts = wish.pinned_cut, wish.allowed_cuts
+            if self._take_plan is not None:
+                self._take_plan(wish.planned_cut)
         elif kind is Kind.POLICY:
             update = messages.decode(PolicyUpdate, payload, limits=self._limits)
             if self._take_policy is not None:

@@ -64,9 +64,11 @@ class Outbox:
     def send(self, exchange: Exchange, seen: SeenWindow, *, cut: int) -> float | None:
         """Send a window at the cut; at the last one, seconds from its end until its embedding was there."""
         window, part = seen.window, len(exchange.sent)
+        begun_s = time.monotonic()
         with self._compute.block():
             activations = self._client_step.forward(seen.views, part=part, cut=cut)
-        forward_s = time.monotonic() - seen.closed_s
+        done_s = time.monotonic()
+        exchange.computed_s += done_s - begun_s
         with self._compute.block():
             tensor = encode(activations, Codec.parse(self._mailbox.codec) if self._mailbox.codec else self._codec)
         message = messages.Activations(
@@ -86,7 +88,7 @@ class Outbox:
         )
         topic = self._topics.activations(self._device)
         self._publish(exchange, topic, messages.encode(message), cut, window, seen.closed_s)
-        return forward_s if cut == self._depth else None
+        return done_s - seen.closed_s if cut == self._depth else None
 
     def send_sound(self, exchange: Exchange, window: Window, codec: AudioCodec, *, closed_s: float) -> None:
         """Only where the device's own file permits it (`common.config_fleet.permits_its_mode`)."""

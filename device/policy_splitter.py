@@ -1,4 +1,4 @@
-"""The splitter that goes by a learned policy, and by rules while there is none.
+"""The splitter that goes by a learned policy, and by another while there is none.
 
 It decides once for a step of windows and keeps to it, as it was learned: anew when the step is over, when the link
 comes or goes, when what it chose is no longer allowed, or when load or link are no longer what it decided on.

@@ -81,6 +81,7 @@ class Senses:
         self._loss: float | None = None
         self._embedding_ms: float | None = None
         self._gradient_ms: float | None = None
+        self._client_ms: tuple[int, float] | None = None
         self._steps_unanswered = 0
 
     def observe(self, cut: int) -> Observation:
@@ -173,6 +174,7 @@ class Senses:
             exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange)
         )
         self._gradient_ms = _median_ms(exchange.gradient_s.values())
+        self._client_ms = exchange.client_ms() if self._every_window else None
         if exchange.losses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
         self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
@@ -245,7 +247,13 @@ class Senses:
             embedding_ms=self._embedding_ms if outcome else None,
             gradient_ms=self._gradient_ms if outcome else None,
             weights_version=max(0, self._replica.version),
+            client_ms=self._client_at(decision.action) if outcome else None,
         )
+
+    def _client_at(self, action: int) -> float | None:
+        """What a window of the latest step took here, if it was cut there."""
+        cut, ms = self._client_ms or (None, None)
+        return ms if cut == action else None
 
 
 def _median_ms(seconds: Iterable[float]) -> float | None:

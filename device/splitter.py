@@ -1,4 +1,4 @@
-"""Where the encoder is cut for the next window: the two splitters that need no learning."""
+"""Where the encoder is cut for the next window: the splitters that need no learning."""
 
 from __future__ import annotations
 
@@ -93,6 +93,24 @@ class HeuristicSplitter:
     def _named(*conditions: tuple[str, _Latch, float]) -> str:
         # Every latch must see every value: a list, not any().
         return ", ".join([name for name, latch, value in conditions if latch.update(value)])
+
+
+class PlannedSplitter:
+    """The cut that the trainer planned, or the nearest that is allowed; by `fallback` as long as there is no plan."""
+
+    def __init__(self, fallback: Splitter) -> None:
+        self._fallback = fallback
+        self._planned: int | None = None
+
+    def offer(self, planned: int | None) -> None:
+        """Go by this cut from now on; None: there is no plan (any more)."""
+        self._planned = planned
+
+    def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
+        """See `Splitter`."""
+        if self._planned is None:
+            return self._fallback.decide(observation, mask)
+        return _nearest(mask, self._planned, "planned")
 
 
 class _Latch:

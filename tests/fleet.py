@@ -171,6 +171,7 @@ class Fleet:
             "merge_every": 3,
             "merge_deadline_s": 5.0,
             "max_lag": 4,
+            "plan_cuts": False,
         }
         return self._write("trainer", defaults | settings)
 

@@ -16,14 +16,15 @@ import torch
 
 from common import config, messages
 from common.block_optimizer import BlockOptimizers
-from common.codec import Codec
-from common.config_models import TrainerConfig
+from common.codec import DEFAULT_ACTIVATIONS_CODEC, Codec
+from common.config_models import DeviceConfig, TrainerConfig
 from common.encoder import build_encoder
 from common.errors import ConfigError
 from common.link import Link
 from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
 from common.process import LinkOpener, keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
+from common.profiling import cached_profile
 from common.split import block_state, names
 from common.topics import Kind, Topics
 from common.views import reach_s, views_of
@@ -44,6 +45,8 @@ from trainer.merging import MergePlan, RoundPlan
 from trainer.metrics import MetricsLog
 from trainer.mixture_merging import MixtureMerging
 from trainer.objective import Hybrid, Objective, own_parameters
+from trainer.partition_wire import measure_wire
+from trainer.planned_cuts import PlannedCuts
 from trainer.presence import TrainerPresence, retained_version
 from trainer.publisher import Publisher
 from trainer.registry import Registry
@@ -226,6 +229,9 @@ def _loop(
     for kind in (Kind.STATUS,) if hears else (Kind.STATUS, Kind.UPDATE, Kind.MIXTURE):
         link.subscribe(topics.every_device(kind), qos=1)
     link.subscribe(topics.trainer_status(), qos=1)
+    planned = _planned(settings)
+    if planned is not None:
+        link.subscribe(topics.every_device(Kind.TELEMETRY), qos=0)
     # The configuration has seen to it that a trainer of this mode has `baseline_raw_audio`.
     if not rounds:
         link.subscribe(topics.every_device(Kind.AUDIO if hears else Kind.ACTIVATIONS), qos=0)
@@ -264,9 +270,37 @@ def _loop(
         desired=Desired(
             settings.pins, tuple(settings.allowed_cuts or ()), settings.desired.codec, settings.desired.paused
         ),
+        planned=planned,
         save_checkpoint=save_checkpoint,
         announce=lambda: presence.show("ready", ledger.version),
         boot=boot,
+    )
+
+
+def _planned(settings: TrainerConfig) -> PlannedCuts | None:
+    """Who plans the devices' cuts: nobody where no clock may decide what is learned, or where windows are not cut.
+
+    Blocks are measured on the processor, also where a GPU computes. Before anything else computes in this process:
+    tracing a model disturbs the others.
+    """
+    fleet = settings.fleet
+    if not settings.plan_cuts or settings.speed == "fast" or fleet.mode != "split":
+        return None
+    server = cached_profile(
+        build_encoder(fleet.encoder, seed=0, head=fleet.head), settings.state_directory, nodes=False
+    )
+    wire = measure_wire(
+        Codec.parse(settings.desired.codec or DEFAULT_ACTIVATIONS_CODEC),
+        Codec.parse(settings.gradient_codec),
+        change_codec=fleet.change_codec,
+        delta_codec=fleet.delta_codec or fleet.weights_codec,
+    )
+    return PlannedCuts(
+        server,
+        wire,
+        local_iterations=settings.merge_every * fleet.parts_per_step,
+        allowed_cuts=settings.allowed_cuts or (),
+        min_cut=DeviceConfig.model_fields["min_cut"].default,
     )
 
 

@@ -44,7 +44,13 @@ MOST_UNANSWERED = 1024  # beyond it the oldest get no embedding, only their grad
 GROUP = 24  # parts embedded at once: hardly slower than more, and the first need not wait for the last
 
 
-ControlMessage = messages.DeviceStatus | messages.UpdateChunk | messages.MixtureStatistics | messages.TrainerStatus
+ControlMessage = (
+    messages.DeviceStatus
+    | messages.UpdateChunk
+    | messages.MixtureStatistics
+    | messages.Telemetry
+    | messages.TrainerStatus
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +178,12 @@ class Answering:
         return wanting
 
     def _floods(self, topic: str) -> bool:
-        """Whether this is a part beyond what its device may send."""
-        device = _sender(topic, self._parts)
-        return device is not None and not self._allowance.takes(device)
+        """Whether this is a part, or telemetry, beyond what its device may send."""
+        for kind in (self._parts, Kind.TELEMETRY):
+            device = _sender(topic, kind)
+            if device is not None:
+                return not self._allowance.takes(device, kind)
+        return False
 
     def _unreadable(self, topic: str) -> list[Unreadable]:
         """What is said of a message that cannot be used: whose part it was, if it was one."""
@@ -191,6 +200,7 @@ class Answering:
             Kind.STATUS: messages.DeviceStatus,
             Kind.UPDATE: messages.UpdateChunk,
             Kind.MIXTURE: messages.MixtureStatistics,
+            Kind.TELEMETRY: messages.Telemetry,
             Kind.TRAINER_STATUS: messages.TrainerStatus,
         }
         if address.kind not in types:

@@ -146,6 +146,7 @@ def _trainer(options: DemoOptions) -> dict[str, Any]:
         "budget_windows": windows_sent(options),  # what is answered, so that the schedule ends with the run
         "speed": options.speed,
         "expected_devices": options.devices,
+        "plan_cuts": False,  # its devices tell no times
         **_raw_audio(options),
         **_merging(options),
     }

@@ -27,6 +27,7 @@ from trainer.collapse_guard import CollapseGuard
 from trainer.listening import Listening
 from trainer.merging import MergePlan, RoundPlan
 from trainer.mixture_merging import MixtureMerging
+from trainer.planned_cuts import PlannedCuts
 from trainer.publisher import Publisher
 from trainer.registry import Registry
 from trainer.screening import Screening
@@ -74,6 +75,7 @@ class TrainerLoop:
         guard: CollapseGuard,
         publisher: Publisher,
         desired: Desired,
+        planned: PlannedCuts | None,
         save_checkpoint: Callable[[], None],
         announce: Callable[[], int],
         boot: str,
@@ -97,6 +99,7 @@ class TrainerLoop:
         self._guard = guard
         self._publisher = publisher
         self._desired = desired
+        self._planned = planned
         self._save_checkpoint = save_checkpoint
         self._announce = announce
         self._boot = boot
@@ -153,6 +156,8 @@ class TrainerLoop:
             self._follow(device, item.message)
         elif isinstance(item.message, messages.MixtureStatistics):
             self._hear(device, item.message)
+        elif isinstance(item.message, messages.Telemetry):
+            self._refine(device, item.message)
         else:
             self._collect(device, item.message)
 
@@ -173,6 +178,8 @@ class TrainerLoop:
         if event == "joined":
             LOG.info("%s is ready (%s)", device, status.profile or "no profile")
             self._batcher.join(device, status.boot)
+            if self._planned is not None:
+                self._planned.join(device, status, now_s=time.monotonic())
             self._direct(device)
         elif event == "left":
             LOG.info("%s is %s", device, status.state)
@@ -185,12 +192,23 @@ class TrainerLoop:
             self._batcher.leave(device)
 
     def _direct(self, device: str) -> None:
-        """Tell a device what the operator wants of it."""
-        wanted = self._desired
-        splitter = messages.SplitterUpdate(1, wanted.pins.get(device), wanted.allowed_cuts)
-        self._link.retain(self._topics.splitter(device), messages.encode(splitter))
-        config = messages.DesiredConfig(1, wanted.codec, wanted.paused)
+        """Tell a device what the operator wants of it, and the planner."""
+        self._direct_splitter(device)
+        config = messages.DesiredConfig(1, self._desired.codec, self._desired.paused)
         self._link.retain(self._topics.config(device), messages.encode(config))
+
+    def _direct_splitter(self, device: str) -> None:
+        wanted = self._desired
+        planned = None if self._planned is None else self._planned.cut(device)
+        splitter = messages.SplitterUpdate(1, wanted.pins.get(device), wanted.allowed_cuts, planned)
+        self._link.retain(self._topics.splitter(device), messages.encode(splitter))
+
+    def _refine(self, device: str, told: messages.Telemetry) -> None:
+        """What a device measured of itself may be a reason for another cut."""
+        if self._planned is None or not self._registry.knows(device, told.boot):
+            return
+        if self._planned.hear(device, told, now_s=time.monotonic()):
+            self._direct_splitter(device)
 
     def _collect(self, device: str, chunk: messages.UpdateChunk) -> None:
         try:

@@ -132,6 +132,14 @@ def test_a_missing_field_is_refused_by_name(made: type[object]) -> None:
             refuse(made, content, rf"^{field.name}: missing$")
 
 
+def test_a_message_from_before_cuts_were_planned_is_one_without_a_plan() -> None:
+    before = (
+        "85a17601a174a873706c6974746572a776657273696f6e06aa70696e6e65645f63757405ac616c6c6f7765645f637574739403040508"
+    )
+    assert decode(SplitterUpdate, bytes.fromhex(before)) == SplitterUpdate(6, 5, (3, 4, 5, 8), None)
+    assert encode(SplitterUpdate(6, 5, (3, 4, 5, 8), None)) == bytes.fromhex(before)
+
+
 @TYPES
 def test_a_field_of_another_type_is_refused_by_name(made: type[object]) -> None:
     wrong_for_all = (msgpack.Timestamp(1), msgpack.ExtType(5, b"x"), math.nan, math.inf, -1e300)
@@ -193,6 +201,8 @@ RANGES = [
     (DeviceStatus, "state", "READY"),
     (DeviceStatus, "cuts", (1,) * 66),
     (SplitterUpdate, "pinned_cut", True),
+    (SplitterUpdate, "planned_cut", 65),
+    (Telemetry, "client_ms", -1.0),
     (DesiredConfig, "paused", 0),
     (WeightsChunk, "name", "../stem"),
     (WeightsChunk, "index", 1),

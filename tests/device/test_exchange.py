@@ -50,6 +50,21 @@ def test_what_was_sent_as_sound_is_answered_by_an_acknowledgement_alone() -> Non
     assert (step.gradients, step.losses, step.learning_rate) == ({}, [1.0, 1.0], 0.1)
 
 
+def test_what_a_window_took_to_compute_is_told_of_a_step_that_was_answered_whole_at_one_cut() -> None:
+    step = exchange(2)
+    step.computed_s = 0.06
+    step.offer_gradient(answer(0), GRADIENT, received_s=3.0)
+    assert step.client_ms() is None
+    step.offer_gradient(answer(1), GRADIENT, received_s=3.0)
+    told = step.client_ms()
+    assert told is not None
+    assert told == pytest.approx((5, 30.0))
+    step.offer_sent(2, 6, 100, window=22, closed_s=2.0, sent_s=2.0)
+    step.offer_gradient(answer(2), GRADIENT, received_s=3.0)
+    assert step.client_ms() is None
+    assert exchange(0).client_ms() is None
+
+
 def test_a_step_with_no_part_sent_has_nothing_to_wait_for() -> None:
     assert exchange(0).over(0.0)
 

@@ -164,6 +164,16 @@ def test_settings_are_what_was_said_last() -> None:
     assert (device.mailbox.codec, device.mailbox.paused) == (None, False)
 
 
+def test_a_plan_goes_to_who_decides_by_it_and_so_does_that_there_is_none_any_more() -> None:
+    device, taken = Device(), list[int | None]()
+    device.receive(TOPICS.splitter("pi"), SplitterUpdate(1, None, (), 4))  # nobody decides by it
+    device.mailbox._take_plan = taken.append
+    device.receive(TOPICS.splitter("pi"), SplitterUpdate(1, None, (3, 6), 6))
+    device.receive(TOPICS.splitter("pi"), SplitterUpdate(1, None, ()))
+    assert taken == [6, None]
+    assert device.mailbox.refused.total() == 0
+
+
 def test_a_policy_goes_to_who_decides_by_one_and_is_of_no_interest_where_nobody_does() -> None:
     device, taken = Device(), list[PolicyUpdate]()
     update = PolicyUpdate(3, "mobile", "00" * 32, b"data")

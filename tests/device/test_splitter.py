@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.actions import LOCAL, allowed_mask
 from common.policy import Observation, observe, scale_round_trip, scale_uplink
-from device.splitter import FixedSplitter, HeuristicSplitter, Splitter
+from device.splitter import FixedSplitter, HeuristicSplitter, PlannedSplitter, Splitter
 
 L = 8
 CALM = observe(
@@ -233,6 +233,36 @@ def test_an_uplink_that_hovers_at_its_threshold_does_not_toggle_the_cut() -> Non
     rates = (1.1, 0.95, 1.05, 1.5, 0.99, 2.1, 1.1)
     walk = [splitter.decide(at(5, replace(CALM, uplink=scale_uplink(rate))), OPEN).action for rate in rates]
     assert walk == [5, 6, 6, 6, 6, 5, 5]
+
+
+def planned(cut: int | None) -> PlannedSplitter:
+    splitter = PlannedSplitter(HeuristicSplitter(cut=5))
+    splitter.offer(cut)
+    return splitter
+
+
+def test_a_planned_cut_is_followed_whatever_the_rules_say_of_load_and_link() -> None:
+    for observation in (CALM, replace(CALM, cpu=1.0), replace(CALM, uplink=0.0)):
+        decision = planned(7).decide(observation, OPEN)
+        assert (decision.action, decision.reason, decision.policy_version) == (7, "planned", 0)
+
+
+@pytest.mark.parametrize("cut", [0, 2, 7, 64])
+def test_a_planned_cut_never_leads_below_the_floor_or_past_a_pin(cut: int) -> None:
+    assert planned(cut).decide(CALM, allowed(min_cut=4)).action == min(max(cut, 4), L)
+    assert planned(cut).decide(CALM, allowed(pinned_cut=6)).action == 6
+    assert planned(cut).decide(CALM, allowed(allowed_by_trainer=(3, 5))).action == (3 if cut < 4 else 5)
+    assert planned(cut).decide(CALM, allowed(online=False)).action == LOCAL
+
+
+def test_without_a_plan_the_rules_decide_and_again_when_there_is_none_any_more() -> None:
+    splitter = PlannedSplitter(HeuristicSplitter(cut=5))
+    slow = replace(CALM, uplink=0.0)
+    assert splitter.decide(slow, OPEN) == HeuristicSplitter(cut=5).decide(slow, OPEN)
+    splitter.offer(3)
+    assert splitter.decide(slow, OPEN).action == 3
+    splitter.offer(None)
+    assert splitter.decide(slow, OPEN).reason == "slow uplink"
 
 
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
