@@ -125,6 +125,13 @@ class FleetConfig(Settings):
         "step with all of them; averaged: each device takes steps of its own, a merge is their mean. Mode federated "
         "always averages.",
     )
+    values_per_merge: int = Field(
+        default=24_000,
+        ge=1,
+        le=2**31 - 1,
+        description="Where devices accumulate: a block of up to so many values takes part in every merge, one of up to "
+        "twice as many in every second, and so on.",
+    )
     weights_codec: Literal["fp32", "fp16"] = Field(default="fp16", description="Number format of the whole weights.")
     negligible_change: Number = Field(
         default=1e-4,

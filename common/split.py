@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,6 +83,14 @@ def block_state(encoder: Encoder, name: str) -> dict[str, Tensor]:
 def block_shapes(encoder: Encoder, name: str) -> dict[str, torch.Size]:
     """Names and shapes of one block's weights: what to expect of received ones."""
     return {key: value.shape for key, value in block(encoder, name).state_dict().items()}
+
+
+def merge_periods(encoder: Encoder, values_per_merge: int) -> dict[str, int]:
+    """Block name -> in every how many-th version it is merged: the larger, the more seldom (measured: the first blocks,
+    which are small, are those that must not wait).
+    """
+    sizes = {name: sum(value.numel() for value in block_parameters(encoder, name)) for name in names(encoder)}
+    return {name: max(1, math.ceil(size / values_per_merge)) for name, size in sizes.items()}
 
 
 def load_block(encoder: Encoder, name: str, state: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from common.errors import MessageError
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.process import software
+from common.split import merge_periods
 from common.topics import Topics
 from device.board import Board, compute_times
 from device.captions import CaptionDraw
@@ -95,6 +96,7 @@ def build_weights(
         follow_all=_uses_all_blocks(settings),
         # A sum of gradients says nothing by its length.
         negligible_change=0.0 if settings.fleet.accumulates else settings.fleet.negligible_change,
+        periods=merge_periods(encoder, settings.fleet.values_per_merge) if settings.fleet.accumulates else None,
     )
     try:
         weights.load()

@@ -242,18 +242,20 @@ class Replica:
         self._trained.update(blocks)
         self.local_windows += local_windows
 
-    def change(self, *, negligible: float = 0.0) -> Change | None:
+    def change(self, *, negligible: float = 0.0, periods: Mapping[str, int] | None = None) -> Change | None:
         """The whole change since the base, packed; it stays unsent until a manifest names it.
 
-        None without one, and where it is shorter than ``negligible`` times the blocks that it changes.
+        With ``periods`` only of the blocks that are due in the next version. None without one, and where it is shorter
+        than ``negligible`` times the blocks that it changes.
         """
-        changed = sorted(self._changed())
+        every = periods or {}
+        changed = sorted(name for name in self._changed() if (self.version + 1) % every.get(name, 1) == 0)
         blocks = self._unsent(changed)
         if not changed or _length(blocks) < negligible * _length({name: self._base[name] for name in changed}):
             return None
         blob = pack_blocks(blocks, self._change_codec)
         self._seq += 1
-        self._trained.clear()
+        self._trained.difference_update(changed)
         arriving = unpack_blocks(blob, blocks)
         self._remember(SentChange(self._boot, self._seq, arriving, self.local_windows))
         return Change(self.run, self._seq, self.version, self.local_windows, blob)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from common import messages, weights_file
@@ -49,7 +50,9 @@ class WeightsExchange:
         negligible_change: float = 0.0,
         refresh_versions: int = REFRESH_VERSIONS,
         save_versions: int = SAVE_VERSIONS,
+        periods: Mapping[str, int] | None = None,
     ) -> None:
+        """``periods``: block name -> in every how many-th merge it takes part; None: all in every one."""
         self._link = link
         self._topics = topics
         self._replica = replica
@@ -64,6 +67,7 @@ class WeightsExchange:
         self._negligible = negligible_change
         self._refresh_versions = refresh_versions
         self._save_versions = save_versions
+        self._periods = periods
         self._following = Following(link, topics)
         self._refreshed_version = -1
         self._saved_version = -1
@@ -124,7 +128,9 @@ class WeightsExchange:
     def answer_merge(self) -> None:
         """A merge asks: publish the change, or that there is none worth sending, so that nobody waits for it."""
         self._publish_heard()
-        self._publish(self._replica.change(negligible=self._negligible) or self._replica.nothing())
+        self._publish(
+            self._replica.change(negligible=self._negligible, periods=self._periods) or self._replica.nothing()
+        )
 
     def publish_change(self) -> bool:
         """Publish everything learned here and not merged yet; True if there was anything."""

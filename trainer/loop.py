@@ -256,7 +256,11 @@ class TrainerLoop:
 
     def _publish(self) -> None:
         self._publisher.publish(
-            self._encoder, version=self._ledger.version, merged=self._ledger.merged, mixture=self._mixture
+            self._encoder,
+            version=self._ledger.version,
+            merged=self._ledger.merged,
+            mixture=self._mixture,
+            moved=self._ledger.moved,
         )
         self._announce()
 

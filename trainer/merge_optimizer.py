@@ -2,7 +2,7 @@
 
 Devices that accumulate take plain gradient steps, so short that their weights hardly move: their change *is* their
 summed gradient, and no device wanders off from the others. With a merge after every batch the fleet's client segment is
-trained as one encoder in one place would be; with one after K batches as with a batch K times as large.
+trained as one encoder in one place would be; a block that takes part in every K-th, as with a batch K times as large.
 """
 
 from __future__ import annotations

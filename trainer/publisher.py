@@ -6,7 +6,7 @@ version before follows the deltas, which are not retained: a fraction of the byt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from common import messages
 from common.change_blob import State
@@ -52,8 +52,11 @@ class Publisher:
         version: int,
         merged: Mapping[str, tuple[str, int]],
         mixture: MixtureMemory | None = None,
+        moved: Collection[str] | None = None,
     ) -> None:
         """Publish every block of ``encoder`` as ``version``; ``merged`` names the changes it holds.
+
+        Blocks that are not in ``moved`` stay as they were published (None: all have moved).
 
         The first time whole; after that as near to it as the deltas lead, the rest with the versions to come.
         So is ``mixture`` once it has started, always whole and in half precision: 33 KB for 64 components.
@@ -62,7 +65,9 @@ class Publisher:
         entries: dict[str, ManifestEntry] = {}
         states = {name: block_state(encoder, name) for name in names(encoder)}
         blobs = {
-            name: self._move(name, {key: value.cpu() for key, value in state.items()}, version)
+            name: self._published[name]
+            if moved is not None and name not in moved and name in self._published
+            else self._move(name, {key: value.cpu() for key, value in state.items()}, version)
             for name, state in states.items()
         }
         if mixture is not None and mixture.started:

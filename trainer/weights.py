@@ -11,7 +11,7 @@ to nobody. Devices are not trusted: their changes are clipped (`clipping`), trim
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,18 +78,21 @@ class WeightsLedger:
         self.clipping = Clipping()
         self._master = {name: block_state(encoder, name) for name in names(encoder)}
         self._windows: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._answered: Counter[str] = Counter()  # windows since a device's last merge, of whatever blocks
         self._offered: dict[str, Contribution] = {}
         self._left_out: dict[str, int] = {}  # device -> merges in a row
         # Of every device, not only of this version's: one that misses a version must still learn what was merged in it.
         self.merged: dict[str, tuple[str, int]] = dict(merged or {})
         self._merged_in = dict.fromkeys(self.merged, version)
         self.version = version
+        self.moved = frozenset(self._master)  # the blocks that are not in the latest version what they were before
 
     def count(self, parts: Sequence[Part]) -> None:
         """Count a batch: each part for its device below its cut and for the trainer from there on."""
         self._captured.count(parts)
         every = names(self._encoder)
         for part in parts:
+            self._answered[part.device] += 1
             own = client_names(part.cut)
             for name in every:
                 self._windows[name][part.device if name in own else SERVER] += 1
@@ -123,12 +126,14 @@ class WeightsLedger:
     def commit(self, merged: dict[str, State]) -> None:
         """Make ``merged`` the next version and start counting anew for those that took part."""
         self._master = {name: {key: value.clone() for key, value in state.items()} for name, state in merged.items()}
+        self.moved = frozenset(name for name in merged if self._weights(name))
         if self._optimizer is not None:
             self._optimizer.settle()
         self._next_version()
 
     def refuse(self) -> None:
         """Publish the last good weights again instead: devices drop a refused change that ``merged`` names."""
+        self.moved = frozenset(self._master)
         self._next_version()
 
     def _next_version(self) -> None:
@@ -151,9 +156,11 @@ class WeightsLedger:
 
     def _forget(self, taken: Sequence[str]) -> None:
         """Count anew for those who took part; a change that was left out stays unsent on its device."""
-        for participant in (SERVER, *taken):
-            for counted in self._windows.values():
+        for name, counted in self._windows.items():
+            for participant in (SERVER, *(device for device in taken if self._changes(device, name))):
                 counted.pop(participant, None)
+        for device in taken:
+            del self._answered[device]
         for device in self._offered:
             self._left_out[device] = 0 if device in taken else self._left_out.get(device, 0) + 1
         self._offered = {}
@@ -217,8 +224,8 @@ class WeightsLedger:
     def _learned_alone(self, device: str) -> int:
         """The windows that a device says it learned from alone, as far as it can have captured them beside the rest."""
         passed = self._passed(device) + CAPTURED_SLACK
-        answered = max((counted.get(device, 0) for counted in self._windows.values()), default=0)
-        return max(0, min(self._offered[device].local_windows, self._local_cap, int(passed) - answered))
+        possible = int(passed) - self._answered[device]
+        return max(0, min(self._offered[device].local_windows, self._local_cap, possible))
 
     def _passed(self, device: str) -> float:
         """Windows that have passed for everybody since this device's last merge."""

@@ -24,6 +24,15 @@ def test_the_blocks_hold_every_parameter_once(mobile: Encoder) -> None:
     assert sorted(by_block) == sorted(id(p) for p in mobile.parameters())
 
 
+def test_a_block_is_merged_the_more_seldom_the_larger_it_is(mobile: Encoder) -> None:
+    periods = split.merge_periods(mobile, 6_500)
+    assert [periods[name] for name in split.client_names(5)] == [1, 1, 1, 1, 3, 4]
+    assert set(split.merge_periods(mobile, 10**9).values()) == {1}
+    for name, period in periods.items():
+        values = sum(value.numel() for value in split.block_parameters(mobile, name))
+        assert (period - 1) * 6_500 < values <= period * 6_500
+
+
 def test_a_block_taken_out_and_put_into_another_encoder_is_the_same(mobile: Encoder) -> None:
     other = build_encoder("mobile", seed=1)
     for name in split.names(mobile):

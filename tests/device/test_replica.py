@@ -553,3 +553,23 @@ def test_summed_gradients_outlive_a_restart_and_not_another_run() -> None:
     again.receive(Published(run="another"))
     assert again.replica.apply(names(again.encoder))
     assert again.replica.change() is None
+
+
+def test_a_block_that_is_not_due_waits_and_then_goes_with_all_that_was_learned() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    assert device.replica.version == 3
+    blocks = ["stem", "0"]
+    for step in range(2):
+        give_gradients(device.encoder, 1.0, blocks)
+        device.replica.sum_up(blocks, 0.5)
+        device.replica.trained(blocks)
+        change = device.replica.change(periods={"0": 5})
+        assert change is not None
+        sent = device.blocks_of(change)
+        assert set(sent) == ({"stem"} if step == 0 else {"stem", "0"}), "version 4, then 5"
+        fleet.next(everywhere(fleet.encoder, 0.5, ["stem"]), merged={"pi": (BOOT, change.seq)})
+        device.receive(fleet, ["stem"])
+        assert device.replica.apply(["stem"])
+    assert all(bool((value == -0.5).all()) for value in sent["stem"].values())
+    assert all(bool((value == -1.0).all()) for value in sent["0"].values())

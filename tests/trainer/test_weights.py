@@ -549,3 +549,22 @@ def test_where_the_trainer_has_trained_a_block_too_each_moves_it_by_its_share_of
     trainer.ledger.offer(contribution("a", change))
     trainer.ledger.commit(trainer.ledger.preview(ACCUMULATION_RATE))
     trainer.assert_moved("4", [(2 / 8, own["4"]), (6 / 8, change["4"])])
+
+
+def test_of_a_block_that_a_device_keeps_back_the_windows_stay_counted_until_it_comes() -> None:
+    trainer = Trainer()
+    a, b = of_devices(trainer, "ab", ["stem", "2"]).values()
+    trainer.ledger.count([part("a", 3)] * 6 + [part("b", 3)] * 2)
+    trainer.ledger.offer(contribution("a", {"stem": a["stem"]}))
+    trainer.ledger.offer(contribution("b", {"stem": b["stem"]}))
+    trainer.merge()
+    assert "stem" in trainer.ledger.moved
+    assert "2" not in trainer.ledger.moved
+    trainer.assert_moved("2", [])
+    trainer.ledger.count([part("b", 3)] * 2)
+    later = START_VERSION + 1
+    trainer.ledger.offer(contribution("a", {"2": a["2"]}, seq=2, base=later))
+    trainer.ledger.offer(contribution("b", {"2": b["2"]}, seq=2, base=later))
+    trainer.merge()
+    trainer.assert_moved("2", [(6 / 10, a["2"]), (4 / 10, b["2"])])
+    trainer.assert_moved("stem", [(6 / 8, a["stem"]), (2 / 8, b["stem"])])
