@@ -80,10 +80,11 @@ class BlockOptimizers:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; blocks that are not in it are released."""
+        """Continue from `state_dict`, which stays as it is; blocks that are not in it are released."""
         self.release(self.taken)
         for name, saved in state.items():
-            self._take(name).load_state_dict(saved["optimizer"])
+            # torch takes the moments themselves, not copies of them, and every step changes them in place.
+            self._take(name).load_state_dict(deepcopy(saved["optimizer"]))
             self._steps[name] = saved["steps"]
 
     def _parameters(self, name: str) -> Sequence[nn.Parameter]:

@@ -25,7 +25,7 @@ from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
 from common.process import LinkOpener, keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
 from common.profiling import cached_profile
-from common.split import block_state, names
+from common.split import block_state, merge_periods, names
 from common.topics import Kind, Topics
 from common.views import reach_s, views_of
 from trainer import checkpoint
@@ -34,6 +34,7 @@ from trainer.answering import Answering
 from trainer.averaging import AveragedEncoder
 from trainer.batcher import Batcher
 from trainer.captured import Captured
+from trainer.chain_plan import as_merged
 from trainer.clap import Clap
 from trainer.cola import Cola
 from trainer.collapse_guard import CollapseGuard
@@ -286,9 +287,9 @@ def _planned(settings: TrainerConfig) -> PlannedCuts | None:
     fleet = settings.fleet
     if not settings.plan_cuts or settings.speed == "fast" or fleet.mode != "split":
         return None
-    server = cached_profile(
-        build_encoder(fleet.encoder, seed=0, head=fleet.head), settings.state_directory, nodes=False
-    )
+    encoder = build_encoder(fleet.encoder, seed=0, head=fleet.head)
+    server = cached_profile(encoder, settings.state_directory, nodes=False)
+    periods = merge_periods(encoder, fleet.values_per_merge) if fleet.accumulates else {}
     wire = measure_wire(
         Codec.parse(settings.desired.codec or DEFAULT_ACTIVATIONS_CODEC),
         Codec.parse(settings.gradient_codec),
@@ -296,7 +297,7 @@ def _planned(settings: TrainerConfig) -> PlannedCuts | None:
         delta_codec=fleet.delta_codec or fleet.weights_codec,
     )
     return PlannedCuts(
-        server,
+        as_merged(server, periods),
         wire,
         local_iterations=settings.merge_every * fleet.parts_per_step,
         allowed_cuts=settings.allowed_cuts or (),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,17 @@ class ChainPlan:
         travels = np.zeros(self._graph.size, dtype=np.bool_)
         travels[np.array(sorted(cuts)) + BEFORE_CUT - 1] = True
         return travels
+
+
+def as_merged(profile: ComputeProfile, periods: Mapping[str, int]) -> ComputeProfile:
+    """The same, each block with the parameters that travel in a merge on average: of one in every so many, a part."""
+    return replace(
+        profile,
+        blocks=tuple(
+            replace(block, parameters=math.ceil(block.parameters / periods.get(block.name, 1)))
+            for block in profile.blocks
+        ),
+    )
 
 
 def _chain(profile: ComputeProfile) -> CutGraph:

@@ -92,6 +92,22 @@ def test_zero_drops_the_gradients_of_the_named_blocks_only() -> None:
     assert all(p.grad is not None for p in block_parameters(encoder, "1"))
 
 
+def test_a_saved_state_can_be_gone_back_to_more_than_once() -> None:
+    encoder = _with_gradients()
+    optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=0.01, warmup_steps=0)
+    optimizers.step(["stem"], 1e-3)
+    saved, start = optimizers.state_dict(), [p.detach().clone() for p in block_parameters(encoder, "stem")]
+    ends = []
+    for _ in range(2):
+        optimizers.load_state_dict(saved)
+        for parameter, value in zip(block_parameters(encoder, "stem"), start, strict=True):
+            parameter.data.copy_(value)
+        _draw_gradients(encoder, 9)
+        optimizers.step(["stem"], 1e-3)
+        ends.append([p.detach().clone() for p in block_parameters(encoder, "stem")])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_saved_state_continues_bit_for_bit(kind: str) -> None:
     one, two = _with_gradients(), _with_gradients()

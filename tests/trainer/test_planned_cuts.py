@@ -13,7 +13,7 @@ import pytest
 from common.compute_profile import ComputeProfile, Cost
 from common.messages import ComputeTimes, DeviceStatus, Telemetry
 from tests.common.cases import BOOT, cases
-from trainer.chain_plan import ChainPlan
+from trainer.chain_plan import ChainPlan, as_merged
 from trainer.partition_prices import LinkState, Wire
 from trainer.planned_cuts import APART_S, BETTER, MOVED, PlannedCuts
 
@@ -75,6 +75,20 @@ def test_the_planned_cut_is_the_cheapest_of_all_that_the_device_may_use() -> Non
             assert plan.delay_ms(best, at, slowdown=slowdown) == pytest.approx(delay_ms(told, best, at, slowdown))
             chosen.add(best)
     assert chosen == set(range(L + 1))
+
+
+def test_a_block_that_is_merged_seldom_costs_its_part_of_a_merge() -> None:
+    merged = as_merged(SERVER, {"7": 10, "4": 1})
+    assert [block.parameters for block in merged.blocks] == [*PARAMETERS[:8], 22_906, PARAMETERS[9]]
+    slow = link(0.5)
+    whole, spread = (
+        ChainPlan(times(1.0), one, WIRE, cuts=range(3, L + 1), local_iterations=MERGED_EVERY)
+        for one in (SERVER, merged)
+    )
+    saved_ms = (229_056 - 22_906) * WIRE.weight_bits / 8 / MERGED_EVERY * 2 * 8e-3 / 0.5
+    for cut in range(3, L + 1):
+        cheaper = whole.delay_ms(cut, slow, slowdown=1.0) - spread.delay_ms(cut, slow, slowdown=1.0)
+        assert cheaper == pytest.approx(saved_ms if cut == L else 0.0, abs=1e-6)
 
 
 def test_a_cut_that_is_not_allowed_has_no_delay_worth_having() -> None:

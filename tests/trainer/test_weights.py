@@ -528,13 +528,16 @@ def test_a_refused_merge_leaves_the_optimizer_as_it_was() -> None:
     straight, refused = Trainer(kind="adamw"), Trainer(kind="adamw")
     for trainer in (straight, refused):
         trainer.ledger.count([part("a", 3)] * 8)
+        trainer.ledger.offer(contribution("a", changes(trainer.encoder, ["stem"], 3)))
+        trainer.ledger.commit(trainer.ledger.preview(1e-3))  # so that there are moments to be spoilt
+        trainer.ledger.count([part("a", 3)] * 8)
     change = changes(refused.encoder, ["stem"], 1)
-    refused.ledger.offer(contribution("a", changes(refused.encoder, ["stem"], 2)))
+    refused.ledger.offer(contribution("a", changes(refused.encoder, ["stem"], 2), seq=2, base=START_VERSION + 1))
     refused.ledger.preview(1e-3)
     refused.ledger.refuse()
     refused.ledger.count([part("a", 3)] * 8)
-    straight.ledger.offer(contribution("a", change, seq=2))
-    refused.ledger.offer(contribution("a", change, seq=2, base=START_VERSION + 1))
+    straight.ledger.offer(contribution("a", change, seq=3, base=START_VERSION + 1))
+    refused.ledger.offer(contribution("a", change, seq=3, base=START_VERSION + 2))
     for trainer in (straight, refused):
         trainer.ledger.commit(trainer.ledger.preview(1e-3))
     for key, value in block_state(straight.encoder, "stem").items():
