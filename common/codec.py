@@ -48,9 +48,11 @@ FLOAT_TYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dty
 LAST_CODE = {"int8": 255, "int4": 15, "ternary": 2}
 VALUES_PER_BYTE = {"fp32": 1 / 4, "fp16": 1 / 2, "int8": 1, "int4": 2, "ternary": TRITS_PER_BYTE}
 ALLOWED = (
-    "fp32, fp16, int8, int4 or ternary; int8 and int4 then -sample (default) or -channel; then -none (default) or -zlib"
+    "fp32, fp16, int8, int4 or ternary; int8 and int4 then -sample (default) or -channel, int4 also -deviation; "
+    "then -none (default) or -zlib"
 )
-SCALED = ("int8", "int4")  # three codes around zero need no scale per channel
+# Three codes around zero need no scale per channel; 256 of a deviation each would be no finer than 16.
+SCALES: dict[str, tuple[Scale, ...]] = {"int8": ("sample", "channel"), "int4": get_args(Scale)}
 MAX_DIMENSIONS = 4
 MAX_DIMENSION = 2**22
 MAX_CODEC_CHARACTERS = 24
@@ -78,7 +80,7 @@ class Codec:
             ValueError: anything else; the text lists what is allowed.
         """
         dtype, *rest = text.split("-")
-        scale = rest.pop(0) if rest and rest[0] in get_args(Scale) and dtype in SCALED else "sample"
+        scale = rest.pop(0) if rest and rest[0] in SCALES.get(dtype, ()) else "sample"
         entropy = rest.pop(0) if rest and rest[0] in get_args(Entropy) else "none"
         if dtype not in VALUES_PER_BYTE or rest:
             raise ValueError(f"{text!r} is no codec; allowed are {ALLOWED}")
@@ -203,7 +205,7 @@ def rows(encoded: EncodedTensor) -> list[EncodedTensor]:
     codec, count = Codec.parse(encoded.codec), encoded.shape[0]
     shape = (1, *encoded.shape[1:])
     scale, data = codec.scale_bytes(shape), codec.data_bytes(shape)
-    if codec.scale != "sample" or codec.entropy != "none" or data * count != len(encoded.data):
+    if codec.scale == "channel" or codec.entropy != "none" or data * count != len(encoded.data):
         raise ValueError(f"{encoded} cannot be taken apart")
     return [
         EncodedTensor(

@@ -139,11 +139,11 @@ class FleetConfig(Settings):
         le=1,
         description="A change shorter than this share of its blocks is kept back; no merge waits for it.",
     )
-    delta_codec: Literal["int8", "int4", "ternary"] | None = Field(
+    delta_codec: Literal["int8", "int4", "ecsq", "ternary"] | None = Field(
         default="ternary",
         description="Number format of the step from version to version; null: every version travels whole.",
     )
-    change_codec: Literal["fp32", "fp16", "int8", "int4", "ternary"] = Field(
+    change_codec: Literal["fp32", "fp16", "int8", "int4", "ecsq", "ternary"] = Field(
         default="ternary",
         description="Number format of the changes that devices send; what it rounds away goes with the next change.",
     )

@@ -1,9 +1,10 @@
 """A change of one block's parameters as bytes: coarser than weights may be, since what is rounded away is not lost.
 
 int4 and int8 take the codec of activations with a scale per output channel (`quantiser`, scale ``channel``), ternary
-that of gradients with one scale a tensor; the codes of all tensors stand behind one another and are entropy-coded where
-that is shorter. Names do not travel: both ends know the block and the order of its parameters. Whoever sends keeps the
-difference to `unpack_change`'s result for the next change.
+that of gradients with one scale a tensor, ecsq (entropy-coded scalar quantisation) steps of a tensor's deviation. The
+codes of all tensors stand behind one another and are entropy-coded where that is shorter. Names do not travel: both
+ends know the block and the order of its parameters. Whoever sends keeps the difference to `unpack_change`'s result for
+the next change.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from common.codec import Codec, EncodedTensor, compress, decode, decompress, enc
 from common.errors import MessageError
 from common.state_blob import WeightsDtype, pack_state, unpack_state
 
-ChangeCodec = Literal["fp32", "fp16", "int8", "int4", "ternary"]
+ChangeCodec = Literal["fp32", "fp16", "int8", "int4", "ecsq", "ternary"]
 QUANTISED: dict[str, Codec] = {
     "int8": Codec("int8", "channel"),
     "int4": Codec("int4", "channel"),
+    "ecsq": Codec("int4", "deviation"),
     "ternary": Codec("ternary"),
 }
 WIRE_NAMES = {str(codec): codec for codec in QUANTISED.values()}

@@ -3,6 +3,9 @@
 - ``sample``: one group per sample; the scale holds ``low`` and ``step`` as float32. With 16 codes the ends of the range
   are cut off where that lowers the squared error (of `CLIPS` the best one per sample), because the few largest values
   would otherwise cost the precision of all others. Measured at cut 5: error about 0.15 instead of 0.18.
+- ``deviation`` (16 codes only): one group per sample, the step being its root mean square and the codes around zero. A
+  normal distribution then needs 2.1 bits a value after entropy coding, for an error of 0.29: uniform steps behind an
+  entropy coder are within a quarter of a bit of what any quantiser can do (Gish and Pierce 1968).
 - ``channel``: one group per channel, or per as many neighbouring channels as make `GROUP_VALUES` values. The scale
   holds per sample the lowest value and the 255th part of the range as float32, and then two bytes per group that place
   the group's own range inside it: half of what fp16 would need, and nothing underflows.
@@ -23,7 +26,7 @@ import torch
 
 from common.errors import MessageError
 
-Scale = Literal["sample", "channel"]
+Scale = Literal["sample", "channel", "deviation"]
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
@@ -34,12 +37,13 @@ TERNARY_CLIP = 2.5  # standard deviations, as TernGrad, whose rounding is unbias
 TERNARY_NEAREST = 1.75
 TRITS_PER_BYTE = 5  # 3^5 = 243
 _POWERS = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.int64)
+LOWEST_DEVIATION = -7  # of the 16 codes around zero; the highest is 8
 CLIPS = (3.25, 4.5)  # standard deviations around the mean; the whole range is always tried as well
 
 
 def group_count(scale: Scale, shape: tuple[int, ...]) -> int:
     """How many groups a sample has: whole channels, neighbours joined until a group has `GROUP_VALUES` values."""
-    if scale == "sample" or len(shape) == 1:
+    if scale != "channel" or len(shape) == 1:
         return 1
     channels, values = shape[1], math.prod(shape[2:])
     fewest = -(-GROUP_VALUES // values)
@@ -64,14 +68,14 @@ def measure_scale(groups: Floats, scale: Scale, last_code: int, *, nearest: bool
             raise ValueError("a value, or the range of a sample, is not finite in float32")
         if scale == "channel":
             return _place_ranges(low, high)
+        if scale == "deviation":
+            return _pairs(LOWEST_DEVIATION * (step := _root_mean_square(groups)), step)
         if last_code == 2:
-            high = np.float32(TERNARY_NEAREST if nearest else TERNARY_CLIP) * np.sqrt(
-                np.square(groups, dtype=np.float64).mean(axis=2)
-            ).astype(np.float32)
+            high = np.float32(TERNARY_NEAREST if nearest else TERNARY_CLIP) * _root_mean_square(groups)
             low = -high
         if last_code == 15:
             low, high = _clip(groups, low, high, last_code)
-    return np.concatenate([low, (high - low) / np.float32(last_code)], axis=1).astype("<f4").tobytes()
+    return _pairs(low, (high - low) / np.float32(last_code))
 
 
 def read_scale(scale: bytes, kind: Scale, samples: int, last_code: int) -> tuple[Floats, Floats]:
@@ -84,7 +88,7 @@ def read_scale(scale: bytes, kind: Scale, samples: int, last_code: int) -> tuple
     low, step = pairs[:, 0], pairs[:, 1]
     if not np.isfinite(pairs).all() or (step < 0).any():
         raise MessageError("scale: not finite, or a negative step")
-    if kind == "sample":
+    if kind != "channel":
         return low, step
     first, last = np.frombuffer(scale[8 * samples :], np.uint8).reshape(2, samples, -1, 1).astype(np.float32)
     if (last < first).any():
@@ -151,6 +155,16 @@ def unpack_trits(data: bytes, count: int) -> Codes:
     if codes[count:].any():
         raise MessageError("data: what fills up the last byte is not zero")
     return codes[:count]
+
+
+def _root_mean_square(groups: Floats) -> Floats:
+    """Of each group. Shape [N, 1]."""
+    root: Floats = np.sqrt(np.square(groups, dtype=np.float64).mean(axis=2)).astype(np.float32)
+    return root
+
+
+def _pairs(low: Floats, step: Floats) -> bytes:
+    return np.concatenate([low, step], axis=1).astype("<f4").tobytes()
 
 
 def _place_ranges(low: Floats, high: Floats) -> bytes:

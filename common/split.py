@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from common.codec import Codec
 
 VIEWS = 2
-VALUE_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.0, "int4": 4.0, "ternary": 1.6}  # before entropy coding
+# Before entropy coding, without which ecsq would be int4: that one is measured.
+VALUE_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.0, "int4": 4.0, "ecsq": 2.1, "ternary": 1.6}
 BEFORE_STEM = -1  # where a part enters whose device runs nothing: in the place of a cut, only inside a program
 WINDOW_BYTES = 30_720  # a window of 15,360 samples as PCM16: what a cut has to beat
 

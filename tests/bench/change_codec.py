@@ -32,7 +32,7 @@ from device.edge_learner import EdgeLearner
 from device.mixture_replica import MixtureReplica
 from device.sources import open_source
 
-CODECS: tuple[ChangeCodec, ...] = ("fp16", "int8", "int4", "ternary")
+CODECS: tuple[ChangeCodec, ...] = ("fp16", "int8", "int4", "ecsq", "ternary")
 STEPS, WINDOWS, CUT = 25, 8, 5
 LEARNING_RATE = 2e-3
 Blocks = dict[str, State]

@@ -18,9 +18,14 @@ from common.limits import Limits
 from common.quantiser import group_count, pack_trits, unpack_trits
 from common.state_blob import digest, pack_state, unpack_state
 
-ALL = [f"{dtype}{entropy}" for dtype, entropy in product(("fp32", "fp16"), ("", "-zlib"))] + [
-    f"{dtype}{scale}{entropy}" for dtype, scale, entropy in product(("int8", "int4"), ("", "-channel"), ("", "-zlib"))
-]
+ALL = (
+    [f"{dtype}{entropy}" for dtype, entropy in product(("fp32", "fp16"), ("", "-zlib"))]
+    + [
+        f"{dtype}{scale}{entropy}"
+        for dtype, scale, entropy in product(("int8", "int4"), ("", "-channel"), ("", "-zlib"))
+    ]
+    + ["int4-deviation", "int4-deviation-zlib"]
+)
 SHAPES = [(1,), (3,), (1, 1), (1, 7), (2, 192), (2, 3, 5, 7), (2, 96, 4, 6), (2, 192, 2, 3), (2, 7, 1, 1)]
 
 
@@ -47,7 +52,7 @@ def test_defaults_may_be_spelt_out() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "int2", "int4-", "ternary-channel", "int4-zlib-channel", "int4-channel-channel", "INT4"],
+    ["", "int2", "int4-", "ternary-channel", "int8-deviation", "int4-zlib-channel", "int4-channel-channel", "INT4"],
 )
 def test_another_codec_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="allowed are fp32, fp16, int8, int4 or ternary"):
@@ -59,7 +64,7 @@ def test_a_tensor_comes_back_within_the_error_of_its_codec(text: str, shape: tup
     original = features(*shape)
     encoded = encode(original, Codec.parse(text))
     decoded = decode(encoded, Limits())
-    bound = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.02, "int4": 0.25}[text.partition("-")[0]]
+    bound = {"fp32": 0.0, "fp16": 1e-3, "int8": 0.02, "int4": 0.35 if "deviation" in text else 0.25}[text[:4]]
     assert decoded.shape == original.shape
     assert decoded.dtype == torch.float32
     assert quantisation_error(original, decoded) <= bound
@@ -298,7 +303,17 @@ def test_a_state_that_cannot_travel_is_our_own_mistake() -> None:
         pack_state({"a": torch.tensor([1])}, "fp32")
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4"])
+def test_steps_of_a_deviation_are_whole_numbers_of_it_and_take_two_bits() -> None:
+    original = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(3))
+    encoded = encode(original, Codec.parse("int4-deviation-zlib"))
+    steps = decode(encoded) / original.square().mean().sqrt()
+    torch.testing.assert_close(steps, (original / original.square().mean().sqrt()).round(), rtol=1e-5, atol=1e-5)
+    normal = [math.erf((code + 0.5) / math.sqrt(2)) - math.erf((code - 0.5) / math.sqrt(2)) for code in range(-5, 6)]
+    least_bits = -sum(share / 2 * math.log2(share / 2) for share in normal)
+    assert least_bits < 8 * len(encoded.data) / 20_000 < 1.05 * least_bits
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4", "int4-deviation"])
 def test_the_rows_of_a_batch_are_what_each_would_be_if_encoded_alone(name: str) -> None:
     batch = torch.randn(5, 192, generator=torch.Generator().manual_seed(3))
     codec = Codec.parse(name)

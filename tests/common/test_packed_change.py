@@ -16,7 +16,7 @@ SHAPES = {
     "bias": torch.Size([24]),
     "scale": torch.Size([]),
 }
-CODECS: tuple[ChangeCodec, ...] = ("fp32", "fp16", "int8", "int4", "ternary")
+CODECS: tuple[ChangeCodec, ...] = ("fp32", "fp16", "int8", "int4", "ecsq", "ternary")
 
 
 def change(size: float = 1.0, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -29,7 +29,7 @@ def error(measured: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("codec", "most"), [("fp32", 0.0), ("fp16", 4e-4), ("int8", 0.01), ("int4", 0.13), ("ternary", 0.8)]
+    ("codec", "most"), [("fp32", 0.0), ("fp16", 4e-4), ("int8", 0.01), ("int4", 0.13), ("ecsq", 0.36), ("ternary", 0.8)]
 )
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_a_change_comes_back_as_near_as_its_codec_can(codec: ChangeCodec, most: float, size: float) -> None:

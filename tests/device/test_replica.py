@@ -252,7 +252,7 @@ def test_the_rounding_of_fp16_stays_in_the_unsent_change_and_travels_with_the_ne
     assert arrived + kept == pytest.approx(4 * third, abs=1e-6)
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "int4", "ternary"])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4", "ecsq", "ternary"])
 def test_whatever_the_codec_rounds_away_arrives_with_a_later_change(codec: ChangeCodec) -> None:
     fleet, device = Published(), Device(codec)
     device.start(fleet)

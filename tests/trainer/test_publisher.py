@@ -136,7 +136,7 @@ def whole_bytes(encoder: Encoder, cut: int = CUT) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-@pytest.mark.parametrize("codec", ["ternary", "int4", "int8"])
+@pytest.mark.parametrize("codec", ["ternary", "ecsq", "int4", "int8"])
 def test_a_device_that_follows_the_steps_holds_what_the_manifest_names_bit_for_bit(
     tmp_path: Path, codec: ChangeCodec, dtype: WeightsDtype
 ) -> None:
