@@ -140,11 +140,11 @@ class FleetConfig(Settings):
         description="A change shorter than this share of its blocks is kept back; no merge waits for it.",
     )
     delta_codec: Literal["int8", "int4", "ecsq", "ternary"] | None = Field(
-        default="ternary",
+        default="ecsq",
         description="Number format of the step from version to version; null: every version travels whole.",
     )
     change_codec: Literal["fp32", "fp16", "int8", "int4", "ecsq", "ternary"] = Field(
-        default="ternary",
+        default="ecsq",
         description="Number format of the changes that devices send; what it rounds away goes with the next change.",
     )
     max_message_bytes: int = Field(

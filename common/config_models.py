@@ -117,7 +117,13 @@ class TrainerConfig(Settings):
         description="Negatives that each window meets beside the batch's, drawn from the mixture memory.",
     )
     merge_every: int = Field(
-        default=3, ge=1, le=100_000, description="Training batches between two merges of the weights."
+        default=6, ge=1, le=100_000, description="Training batches between two merges of the weights."
+    )
+    merge_each_until: int = Field(
+        default=60,
+        ge=0,
+        le=100_000,
+        description="Where devices accumulate, every batch of a run up to this one is merged by itself.",
     )
     merge_deadline_s: Number = Field(
         default=10.0, gt=0, le=3600, description="Seconds to wait for the devices' changes before merging without them."

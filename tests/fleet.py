@@ -169,6 +169,7 @@ class Fleet:
             "state_directory": "trainer",
             "compute": "cpu",
             "merge_every": 3,
+            "merge_each_until": 0,
             "merge_deadline_s": 5.0,
             "max_lag": 4,
             "plan_cuts": False,

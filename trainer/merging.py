@@ -8,12 +8,18 @@ from collections.abc import Iterable, Sequence
 class MergePlan:
     """Counts batches; after ``merge_every`` it collects changes until all are in or ``deadline_s`` has passed.
 
-    Without ``collect`` devices hold no weights: none is asked for a change, and none is waited for.
+    Up to batch ``each_until`` of the run, of which ``steps`` are behind it, every batch is merged by itself: early
+    steps are those that must not wait (post-local SGD, Lin et al. 2020). Without ``collect`` devices hold no weights:
+    none is asked for a change, and none is waited for.
     """
 
-    def __init__(self, *, merge_every: int, deadline_s: float, collect: bool = True) -> None:
+    def __init__(
+        self, *, merge_every: int, deadline_s: float, each_until: int = 0, steps: int = 0, collect: bool = True
+    ) -> None:
         self._collect = collect
         self._merge_every = merge_every
+        self._each_until = each_until
+        self._steps = steps
         self._deadline_s = deadline_s
         self._batches = 0
         self._trained: set[str] = set()
@@ -24,10 +30,12 @@ class MergePlan:
         """A batch was computed for ``devices``; returns those whose answer shall ask for their change."""
         devices = set(devices)
         self._batches += 1
+        self._steps += 1
+        every = 1 if self._steps <= self._each_until else self._merge_every
         if not self._collect:
             devices = set()
         self._trained |= devices
-        if self._until_s is None and self._batches >= self._merge_every:
+        if self._until_s is None and self._batches >= every:
             self._until_s = now_s + self._deadline_s
         if self._until_s is None:
             return set()

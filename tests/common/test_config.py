@@ -92,7 +92,8 @@ def test_the_defaults_are_the_ones_the_design_measured(tmp_path: Path) -> None:
     assert trainer.learning_rate == 2e-3
     assert (trainer.temperature, trainer.sw_weight, trainer.laplacian_weight) == (0.1, 5.0, 0.01)
     assert (trainer.sw_projections, trainer.laplacian_window, trainer.laplacian_neighbours) == (50, 100, 5)
-    assert (trainer.merge_every, trainer.merge_deadline_s, trainer.max_lag) == (3, 10.0, 16)
+    assert (trainer.merge_every, trainer.merge_deadline_s, trainer.max_lag) == (6, 10.0, 16)
+    assert trainer.merge_each_until == 60
     assert (trainer.schedule, trainer.speed, trainer.false_negative_s) == ("constant", "realtime", 6.0)
     assert (trainer.fleet.parts_per_step, trainer.fleet.weights_codec, trainer.fleet.encoder) == (8, "fp16", "mobile")
     assert (trainer.fleet.optimizer.kind, trainer.fleet.optimizer.weight_decay) == ("adamw", 1e-4)

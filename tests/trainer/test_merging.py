@@ -14,6 +14,16 @@ def test_devices_are_asked_for_their_change_with_the_answers_of_every_nth_batch(
     assert merging.closed(["a", "b"], now_s=2.0) == {"a", "b"}
 
 
+def test_the_first_batches_of_a_run_are_merged_one_by_one_also_when_it_is_resumed_among_them() -> None:
+    merging = MergePlan(merge_every=3, deadline_s=5.0, each_until=5, steps=3)
+    asked = []
+    for _ in range(8):
+        asked.append(merging.closed(["a"], now_s=0.0))
+        if merging.due(live=["a"], offered=["a"], now_s=0.0):
+            merging.merged()
+    assert asked == [{"a"}, {"a"}, set(), set(), {"a"}, set(), set(), {"a"}]
+
+
 def test_nothing_is_due_before_anybody_was_asked() -> None:
     merging = plan(2)
     merging.closed(["a"], now_s=0.0)
