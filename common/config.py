@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from common.config_device import DeviceConfig
 from common.config_errors import did_you_mean, explain
-from common.config_models import DeviceConfig, FleetConfig, Profile, TrainerConfig
+from common.config_fleet import FleetConfig
+from common.config_profile import Profile
 from common.config_reference import KeyRow, markdown, reference
+from common.config_trainer import TrainerConfig
 from common.config_types import PointsTo, Settings
 from common.errors import ConfigError
 from common.topics import PROTOCOL
@@ -29,7 +32,7 @@ from common.yaml_tree import Document, Problem, read_document
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from common.config_models import BrokerConfig
+    from common.config_fleet import BrokerConfig
 
 __all__ = [
     "EXIT_CONFIG",

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 from common.config import EXIT_CONFIG, read_password
-from common.config_models import FleetConfig
+from common.config_fleet import FleetConfig
 from common.errors import ConfigError
 from common.link import Link, Tls
 from common.topics import is_data

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from common import config
-from common.config_models import DeviceConfig
+from common.config_device import DeviceConfig
 from common.errors import ConfigError
 from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
 from common.topics import Topics

@@ -9,7 +9,8 @@ import numpy as np
 
 from common.block_optimizer import BlockOptimizers
 from common.codec import DEFAULT_GRADIENT_CODEC, Codec
-from common.config_models import ENCODER_DEPTH, DeviceConfig
+from common.config_device import DeviceConfig
+from common.config_types import ENCODER_DEPTH
 from common.encoder import Encoder, build_encoder
 from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common import messages
-from common.config_models import DeviceConfig
+from common.config_device import DeviceConfig
 from common.encoder import Encoder, build_encoder
 from common.link import Link
 from common.link_address import BrokerAddress

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from common import messages
 from common.codec import Codec
-from common.config_models import DeviceConfig
+from common.config_device import DeviceConfig
 from common.encoder import Encoder
 from common.errors import MessageError
 from common.link import Link

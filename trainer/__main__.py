@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common import config
-from common.config_models import TrainerConfig
+from common.config_trainer import TrainerConfig
 from common.errors import ConfigError
 from common.process import LinkOpener, keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
 from common.topics import Topics

@@ -11,7 +11,8 @@ import torch
 
 from common import messages
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, Codec
-from common.config_models import DeviceConfig, TrainerConfig
+from common.config_device import DeviceConfig
+from common.config_trainer import TrainerConfig
 from common.encoder import build_encoder
 from common.link import Link
 from common.log_mel import LogMel

@@ -10,7 +10,7 @@ import yaml
 
 from common import config
 from common.codec import Codec
-from common.config_models import ENCODER_DEPTH
+from common.config_types import ENCODER_DEPTH
 from common.encoder import ENCODERS
 from common.errors import ConfigError
 from trainer.dataset_layouts import DATA_HELP, ESC10_HELP

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from common.block_optimizer import BlockOptimizers
-from common.config_models import TrainerConfig
+from common.config_trainer import TrainerConfig
 from common.encoder import build_encoder
 from common.mixture_memory import MixtureMemory
 from trainer.averaging import AveragedEncoder

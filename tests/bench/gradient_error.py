@@ -24,7 +24,7 @@ from torch import Tensor
 
 from common.block_optimizer import BlockOptimizers
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec, decode, encode
-from common.config_models import TrainerConfig
+from common.config_trainer import TrainerConfig
 from common.contrastive import info_nce
 from common.encoder import ENCODERS, Encoder, build_encoder
 from common.log_mel import SAMPLE_RATE_HZ, WINDOW_SAMPLES, LogMel

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from common import config
-from common.config_models import DeviceConfig
+from common.config_device import DeviceConfig
 from common.link import Link
 from device import __main__ as device
 from tests.bench.in_process_link import MemoryBroker

@@ -40,7 +40,7 @@ from torch import Tensor
 from common.atomic_file import write_atomically
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, Codec, decode, encode
 from common.config import EXIT_CONFIG
-from common.config_models import DeviceConfig
+from common.config_device import DeviceConfig
 from common.encoder import Encoder, build_encoder
 from common.errors import ConfigError
 from tests.bench.privacy_decoder import Decoder, Pairs, fit, mean_spectrum

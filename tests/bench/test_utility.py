@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
 import torch
 
 from common.encoder import Encoder, build_encoder
@@ -14,14 +12,6 @@ from tests.bench.utility_arms import Batch, Heard, contrast, held_out_loss, lear
 
 STEPS = 2
 RATE = 5e-4
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def heard(device: str, windows: int, seed: int) -> list[Heard]:

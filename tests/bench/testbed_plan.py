@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from common.config import load_profile
-from common.config_models import SplitterConfig
+from common.config_device import SplitterConfig
 from common.config_types import Settings
 from common.errors import ConfigError
 from device.conditions import Condition, write_conditions

@@ -38,7 +38,7 @@ import yaml
 from broker.start import open_broker
 from common.block_optimizer import BlockOptimizers
 from common.config import load_trainer
-from common.config_models import TrainerConfig
+from common.config_trainer import TrainerConfig
 from common.encoder import Encoder, build_encoder
 from common.mixture_memory import MixtureMemory
 from common.process import keep_freed_memory

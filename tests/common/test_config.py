@@ -27,8 +27,11 @@ from common.config import (
     read_password,
     reference,
 )
-from common.config_models import ENCODER_DEPTH, BrokerConfig, DeviceConfig, FleetConfig, SourceConfig, TrainerConfig
+from common.config_device import DeviceConfig, SourceConfig
+from common.config_fleet import BrokerConfig, FleetConfig
 from common.config_reference import REQUIRED
+from common.config_trainer import TrainerConfig
+from common.config_types import ENCODER_DEPTH
 from common.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

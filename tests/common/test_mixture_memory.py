@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,15 +9,6 @@ from torch.nn.functional import normalize
 from common.mixture_memory import NEUTRAL_UNCERTAINTY, START_PROJECTIONS, MixtureMemory
 
 DIM = 128
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Stream:
