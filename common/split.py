@@ -169,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", choices=ENCODERS, default="mobile")
     parser.add_argument("--codec", default=DEFAULT_ACTIVATIONS_CODEC, help="of the activations")
     parser.add_argument("--gradient-codec", default=DEFAULT_GRADIENT_CODEC)
-    parser.add_argument("--change-codec", choices=VALUE_BITS, default="int4", help="of the changes of weights, up")
-    parser.add_argument("--delta-codec", choices=VALUE_BITS, default="int4", help="of the steps of versions, down")
+    parser.add_argument("--change-codec", choices=VALUE_BITS, default="ecsq", help="of the changes of weights, up")
+    parser.add_argument("--delta-codec", choices=VALUE_BITS, default="ecsq", help="of the steps of versions, down")
     given = parser.parse_args(argv)
     try:
         codec, gradient_codec = Codec.parse(given.codec), Codec.parse(given.gradient_codec)

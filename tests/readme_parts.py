@@ -33,8 +33,8 @@ def cuts() -> str:
         build_encoder("mobile", seed=0),
         Codec.parse(DEFAULT_ACTIVATIONS_CODEC),
         gradient_codec=Codec.parse(DEFAULT_GRADIENT_CODEC),
-        change_codec="int4",
-        delta_codec="int4",
+        change_codec="ecsq",
+        delta_codec="ecsq",
     )
     return f"```\n{format_cut_table(rows)}\n```"
 

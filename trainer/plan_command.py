@@ -97,7 +97,7 @@ def compare(
     traced = trace(build_encoder(encoder, seed=0))
     graph = graph_of(traced)
     codecs = Codec.parse(DEFAULT_ACTIVATIONS_CODEC), Codec.parse(DEFAULT_GRADIENT_CODEC)
-    wire = measure_wire(*codecs, change_codec="int4", delta_codec="int4")
+    wire = measure_wire(*codecs, change_codec="ecsq", delta_codec="ecsq")
     known = amounts(graph, device, server, wire)
     price = rates(wire, link, local_iterations=local_iterations)
     nothing = np.zeros(graph.size, dtype=np.bool_)
