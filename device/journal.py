@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from device.conditions import Condition
 
 
+LARGEST_BYTES = 256 * 2**20  # about a week of a device that sends everything: a disk must not fill up in a year
 Fate = int | Literal["local", "kept"]
 """What became of a window: sent at this cut (or `BEFORE_STEM`), kept by the splitter's word, or not worth sending."""
 
@@ -47,13 +49,15 @@ class Journal:
 
     Every life of the device begins with a line of kind ``start``: windows and bytes count from there. ``monotonic_s``:
     when a line was written, on the machine's monotonic clock, which processes of one machine share. ``taken`` are
-    the windows since the line before: [index, fate, milliseconds until its embedding was computed here].
+    the windows since the line before: [index, fate, milliseconds until its embedding was computed here]. A file of more
+    than `LARGEST_BYTES` is put aside as ``steps.jsonl.1``, in the place of the one before it.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = _is_torn(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
+        self._open()
         self._lock = threading.Lock()
         self._process = psutil.Process()
         self._windows: list[list[object]] = []
@@ -121,7 +125,7 @@ class Journal:
 
     def condition(self, condition: Condition) -> None:
         """What is played on an emulated device changes now. Called from the player's thread."""
-        if not self._file.closed:  # the device may have ended meanwhile
+        with contextlib.suppress(ValueError):  # the device has ended meanwhile, and its file is closed
             self._write(kind="condition", **asdict(condition))
 
     def end(self, *, counters: LinkCounters) -> None:
@@ -163,7 +167,15 @@ class Journal:
     def _write(self, **values: object) -> None:
         line = json.dumps({"monotonic_s": round(time.monotonic(), 3), **values}) + "\n"
         with self._lock:
-            self._file.write(line)
+            if self._size > LARGEST_BYTES:
+                self._file.close()
+                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+                self._open()
+            self._size += self._file.write(line)
+
+    def _open(self) -> None:
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._size = self._path.stat().st_size
 
 
 def _part(exchange: Exchange, part: int) -> dict[str, object]:

@@ -55,6 +55,24 @@ def test_a_step_tells_of_each_part_from_the_end_of_its_window(tmp_path: Path) ->
     assert line["memory_mb"] > 1
 
 
+def test_a_file_that_has_grown_large_is_put_aside_and_the_one_before_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, aside = tmp_path / "steps.jsonl", tmp_path / "steps.jsonl.1"
+    journal = Journal(path)
+    monkeypatch.setattr("device.journal.LARGEST_BYTES", 200)
+    found = []
+    for cut in range(12):
+        journal.moved(cut, before=None, reason="")
+        found += [line["cut"] for line in lines(path)[-1:]]
+    journal.end(counters=COUNTERS)
+    assert found == list(range(12)), "the latest line is always in the file"
+    kept = [line["cut"] for file in (aside, path) for line in lines(file) if line["kind"] == "cut"]
+    assert kept == list(range(kept[0], 12))
+    assert 200 < aside.stat().st_size < 400
+    assert sorted(tmp_path.iterdir()) == [path, aside]
+
+
 def test_what_became_of_the_windows_stands_in_the_next_line_and_there_only(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "steps.jsonl")
     journal.window(7, 5, own_s=0.0125, waiting=3)
