@@ -51,14 +51,17 @@ class BlockOptimizers:
         """The blocks this end has stepped and not released."""
         return tuple(self._optimizers)
 
-    def step(self, names: Iterable[str], learning_rate: float) -> None:
-        """One optimizer step on these blocks with the gradients they hold; a block not taken yet is taken over."""
+    def step(self, names: Iterable[str], learning_rate: float, *, batches: int = 1) -> None:
+        """One optimizer step on these blocks with the gradients they hold; a block not taken yet is taken over.
+
+        ``batches``: how many are in the gradients; so many steps of the warm-up are over.
+        """
         for name in names:
             optimizer = self._optimizers.get(name) or self._take(name)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * self._warmup(name)
+                group["lr"] = learning_rate * self._warmup(name, batches)
             optimizer.step()
-            self._steps[name] += 1
+            self._steps[name] += batches
 
     def zero(self, names: Iterable[str]) -> None:
         """Drop the gradients of these blocks."""
@@ -91,10 +94,10 @@ class BlockOptimizers:
         own = self._own.get(name)
         return block_parameters(self._encoder, name) if own is None else list(own.parameters())
 
-    def _warmup(self, name: str) -> float:
+    def _warmup(self, name: str, batches: int) -> float:
         if self._warmup_steps <= 0:
             return 1.0
-        return min(1.0, (self._steps[name] + 1) / self._warmup_steps)
+        return min(1.0, (self._steps[name] + batches) / self._warmup_steps)
 
     def _take(self, name: str) -> torch.optim.Optimizer:
         parameters = self._parameters(name)

@@ -51,7 +51,7 @@ ALLOWED = (
     "fp32, fp16, int8, int4 or ternary; int8 and int4 then -sample (default) or -channel, int4 also -deviation; "
     "then -none (default) or -zlib"
 )
-# Three codes around zero need no scale per channel; 256 of a deviation each would be no finer than 16.
+# Three codes around zero need no scale per channel; 256 steps of a deviation would reach farther, but be no finer.
 SCALES: dict[str, tuple[Scale, ...]] = {"int8": ("sample", "channel"), "int4": get_args(Scale)}
 MAX_DIMENSIONS = 4
 MAX_DIMENSION = 2**22

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from common.config_types import ExistingFile, Identity, Number, Settings, refuse
+from common.config_types import DEFAULT_CHANGE_CODEC, ExistingFile, Identity, Number, Settings, refuse
 from common.errors import ConfigError
 from common.link_address import BrokerAddress
 
@@ -140,11 +140,11 @@ class FleetConfig(Settings):
         description="A change shorter than this share of its blocks is kept back; no merge waits for it.",
     )
     delta_codec: Literal["int8", "int4", "ecsq", "ternary"] | None = Field(
-        default="ecsq",
+        default=DEFAULT_CHANGE_CODEC,
         description="Number format of the step from version to version; null: every version travels whole.",
     )
     change_codec: Literal["fp32", "fp16", "int8", "int4", "ecsq", "ternary"] = Field(
-        default="ecsq",
+        default=DEFAULT_CHANGE_CODEC,
         description="Number format of the changes that devices send; what it rounds away goes with the next change.",
     )
     max_message_bytes: int = Field(

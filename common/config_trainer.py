@@ -96,7 +96,10 @@ class TrainerConfig(Settings):
         description="Negatives that each window meets beside the batch's, drawn from the mixture memory.",
     )
     merge_every: int = Field(
-        default=6, ge=1, le=100_000, description="Training batches between two merges of the weights."
+        default=6,
+        ge=1,
+        le=100_000,
+        description="Training batches between two merges of the weights, after those of merge_each_until.",
     )
     merge_each_until: int = Field(
         default=60,

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from common.topics import check_device_id
 from common.yaml_tree import PlainText
 
+DEFAULT_CHANGE_CODEC: Literal["ecsq"] = "ecsq"  # of weights, either way
 ENCODER_DEPTH = 8  # L of every encoder; kept here so that reading a file does not load torch
 
 

@@ -3,9 +3,9 @@
 - ``sample``: one group per sample; the scale holds ``low`` and ``step`` as float32. With 16 codes the ends of the range
   are cut off where that lowers the squared error (of `CLIPS` the best one per sample), because the few largest values
   would otherwise cost the precision of all others. Measured at cut 5: error about 0.15 instead of 0.18.
-- ``deviation`` (16 codes only): one group per sample, the step being its root mean square and the codes around zero. A
-  normal distribution then needs 2.1 bits a value after entropy coding, for an error of 0.29: uniform steps behind an
-  entropy coder are within a quarter of a bit of what any quantiser can do (Gish and Pierce 1968).
+- ``deviation`` (16 codes only): one group per sample, the step being its root mean square; what lies beyond -7 and 8 of
+  them is cut off. A normal distribution then needs 2.1 bits a value after entropy coding, for an error of 0.29: a third
+  of a bit more than the best conceivable code (uniform steps behind an entropy coder: Gish and Pierce 1968).
 - ``channel``: one group per channel, or per as many neighbouring channels as make `GROUP_VALUES` values. The scale
   holds per sample the lowest value and the 255th part of the range as float32, and then two bytes per group that place
   the group's own range inside it: half of what fp16 would need, and nothing underflows.
@@ -37,7 +37,7 @@ TERNARY_CLIP = 2.5  # standard deviations, as TernGrad, whose rounding is unbias
 TERNARY_NEAREST = 1.75
 TRITS_PER_BYTE = 5  # 3^5 = 243
 _POWERS = 3 ** np.arange(TRITS_PER_BYTE, dtype=np.int64)
-LOWEST_DEVIATION = -7  # of the 16 codes around zero; the highest is 8
+LOWEST_CODE = -7  # of the 16 of ``deviation``; the highest is 8
 CLIPS = (3.25, 4.5)  # standard deviations around the mean; the whole range is always tried as well
 
 
@@ -69,13 +69,18 @@ def measure_scale(groups: Floats, scale: Scale, last_code: int, *, nearest: bool
         if scale == "channel":
             return _place_ranges(low, high)
         if scale == "deviation":
-            return _pairs(LOWEST_DEVIATION * (step := _root_mean_square(groups)), step)
-        if last_code == 2:
-            high = np.float32(TERNARY_NEAREST if nearest else TERNARY_CLIP) * _root_mean_square(groups)
-            low = -high
-        if last_code == 15:
-            low, high = _clip(groups, low, high, last_code)
-    return _pairs(low, (high - low) / np.float32(last_code))
+            step = _root_mean_square(groups)
+            low = LOWEST_CODE * step
+        elif last_code == 2:
+            step = np.float32(TERNARY_NEAREST if nearest else TERNARY_CLIP) * _root_mean_square(groups)
+            low = -step
+        else:
+            if last_code == 15:
+                low, high = _clip(groups, low, high, last_code)
+            step = (high - low) / np.float32(last_code)
+        if not np.isfinite(last_code * step).all():
+            raise ValueError("the range of a sample's codes is not finite in float32")
+    return np.concatenate([low, step], axis=1).astype("<f4").tobytes()
 
 
 def read_scale(scale: bytes, kind: Scale, samples: int, last_code: int) -> tuple[Floats, Floats]:
@@ -161,10 +166,6 @@ def _root_mean_square(groups: Floats) -> Floats:
     """Of each group. Shape [N, 1]."""
     root: Floats = np.sqrt(np.square(groups, dtype=np.float64).mean(axis=2)).astype(np.float32)
     return root
-
-
-def _pairs(low: Floats, step: Floats) -> bytes:
-    return np.concatenate([low, step], axis=1).astype("<f4").tobytes()
 
 
 def _place_ranges(low: Floats, high: Floats) -> bytes:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from common.config_types import DEFAULT_CHANGE_CODEC
 from common.encoder import Encoder
 
 if TYPE_CHECKING:
     from common.codec import Codec
 
 VIEWS = 2
-# Before entropy coding, without which ecsq would be int4: that one is measured.
+# Before entropy coding; of ecsq after it, measured on normal values.
 VALUE_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.0, "int4": 4.0, "ecsq": 2.1, "ternary": 1.6}
 BEFORE_STEM = -1  # where a part enters whose device runs nothing: in the place of a cut, only inside a program
 WINDOW_BYTES = 30_720  # a window of 15,360 samples as PCM16: what a cut has to beat
@@ -169,8 +170,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", choices=ENCODERS, default="mobile")
     parser.add_argument("--codec", default=DEFAULT_ACTIVATIONS_CODEC, help="of the activations")
     parser.add_argument("--gradient-codec", default=DEFAULT_GRADIENT_CODEC)
-    parser.add_argument("--change-codec", choices=VALUE_BITS, default="ecsq", help="of the changes of weights, up")
-    parser.add_argument("--delta-codec", choices=VALUE_BITS, default="ecsq", help="of the steps of versions, down")
+    parser.add_argument(
+        "--change-codec", choices=VALUE_BITS, default=DEFAULT_CHANGE_CODEC, help="of the changes of weights, up"
+    )
+    parser.add_argument(
+        "--delta-codec", choices=VALUE_BITS, default=DEFAULT_CHANGE_CODEC, help="of the steps of versions, down"
+    )
     given = parser.parse_args(argv)
     try:
         codec, gradient_codec = Codec.parse(given.codec), Codec.parse(given.gradient_codec)

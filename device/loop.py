@@ -173,6 +173,8 @@ class DeviceLoop:
             self._answer_merge(ROUND_TIMEOUT_S)
 
     def _answer_merge(self, timeout_s: float) -> None:
+        # A change on an older version than the one its predecessor is in is passed over, and the fleet waits for it.
+        self._weights.keep_up(cut=self._cutting.cut, target=self._cutting.target)
         self._weights.answer_merge()
         if self._pace.lockstep:
             self._contact.await_version(

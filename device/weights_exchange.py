@@ -23,7 +23,7 @@ from device.replica import Change, Replica
 
 LOG = logging.getLogger(__name__)
 # How seldom the blocks beyond the cut are fetched again, for learning without the link: at cut 5 of `mobile` that is
-# 0.9 MB, with 24 windows a version 0.3 % of PCM16.
+# 0.9 MB, with 48 windows a version 0.15 % of PCM16.
 REFRESH_VERSIONS = 400
 SAVE_VERSIONS = 40  # how seldom the disk is written: a memory card wears
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.config import MODELS
 from common.config_reference import markdown, reference
+from common.config_types import DEFAULT_CHANGE_CODEC
 from common.split import cut_table, format_cut_table
 from trainer.metrics import METRICS
 
@@ -33,8 +34,8 @@ def cuts() -> str:
         build_encoder("mobile", seed=0),
         Codec.parse(DEFAULT_ACTIVATIONS_CODEC),
         gradient_codec=Codec.parse(DEFAULT_GRADIENT_CODEC),
-        change_codec="ecsq",
-        delta_codec="ecsq",
+        change_codec=DEFAULT_CHANGE_CODEC,
+        delta_codec=DEFAULT_CHANGE_CODEC,
     )
     return f"```\n{format_cut_table(rows)}\n```"
 

@@ -60,7 +60,7 @@ def test_a_demonstration_on_unlabelled_recordings_reports_without_a_probe(tmp_pa
     (tmp_path / "sounds" / "broken.wav").write_bytes(b"not audio")
     out = tmp_path / "out"
     given = ["--devices", "2", "--windows", "50", "--data", str(tmp_path / "sounds"), "--out", str(out)]
-    done = run("demo", *given, "--broker", "embedded", "--set", "merge_every=2")
+    done = run("demo", *given, "--broker", "embedded", "--set", "merge_each_until=2")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((out / "report.json").read_text())
     assert set(report) >= KEYS

@@ -47,9 +47,9 @@ from trainer.updates import Updates
 from trainer.weights import WeightsLedger
 
 STALENESS_DISCOUNT = 0.5  # of a change's weight, per version its base is behind
-LOCAL_WINDOWS_CAP = 400  # local windows that one change may count for: about two merges of an answered device
-FAST_ROUND_S = 600.0  # likewise of a round in mode federated, which is many steps of the slowest device
+LOCAL_WINDOWS_CAP = 400  # local windows that one change may count for: as many as a merge of averaged weights is of
 FAST_DEADLINE_S = 60.0  # in fast mode only a device that died without its will reaches this
+FAST_ROUND_S = 600.0  # likewise of a round in mode federated, which is many steps of the slowest device
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ def _planned(settings: TrainerConfig) -> PlannedCuts | None:
     return PlannedCuts(
         as_merged(server, periods),
         wire,
-        local_iterations=settings.merge_every * fleet.parts_per_step,
+        local_iterations=settings.merge_every * fleet.parts_per_step,  # of most of the run, not of its first batches
         allowed_cuts=settings.allowed_cuts or (),
         min_cut=DeviceConfig.model_fields["min_cut"].default,
     )

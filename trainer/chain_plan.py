@@ -80,7 +80,7 @@ class ChainPlan:
 
 
 def as_merged(profile: ComputeProfile, periods: Mapping[str, int]) -> ComputeProfile:
-    """The same, each block with the parameters that travel in a merge on average: of one in every so many, a part."""
+    """The same, but a block that is merged in every k-th version counts with a k-th of its parameters."""
     return replace(
         profile,
         blocks=tuple(

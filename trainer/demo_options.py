@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--speed", choices=("fast", "realtime"), default="fast", help="as fast as it computes, or as it sounds")
     add("--seed", type=int, default=0, help="seed of everything random")
     for option, what in (
-        ("--set", "a key of the trainer's file, such as merge_every=10"),
+        ("--set", "a key of the trainer's file, such as learning_rate=0.001"),
         ("--set-fleet", "a key of the fleet file, such as parts_per_step=4"),
         ("--set-device", "a key of every device's file, such as local_learning=false or splitter.cut=6"),
     ):

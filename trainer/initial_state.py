@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -35,7 +34,7 @@ def build_state(settings: TrainerConfig, compute: torch.device) -> State:
         encoder,
         kind=optimizer.kind,
         weight_decay=optimizer.weight_decay,
-        warmup_steps=_merges(optimizer.warmup_steps, settings),
+        warmup_steps=optimizer.warmup_steps,
     )
     return State(
         encoder,
@@ -54,12 +53,6 @@ def build_state(settings: TrainerConfig, compute: torch.device) -> State:
         rounding=torch.Generator().manual_seed(settings.seed + 1),
         negatives=negatives,
     )
-
-
-def _merges(batches: int, settings: TrainerConfig) -> int:
-    """How many merges a run's first batches have."""
-    each = min(batches, settings.merge_each_until)
-    return each + math.ceil((batches - each) / settings.merge_every)
 
 
 def _objective(

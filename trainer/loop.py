@@ -51,7 +51,7 @@ class Desired:
 
 
 class TrainerLoop:
-    """The trainer. Its parts come ready made: ``__main__`` builds them from the configuration."""
+    """The trainer. Its parts come ready made: `trainer.assembly` builds them from the configuration."""
 
     def __init__(
         self,

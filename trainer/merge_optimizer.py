@@ -31,19 +31,22 @@ class MergeOptimizer:
         weight_decay: float,
         warmup_steps: int,
     ) -> None:
-        """``encoder``: gives the shapes; ``warmup_steps``: in merges."""
+        """``encoder``: gives the shapes; ``warmup_steps``: in batches."""
         self._encoder = copy.deepcopy(encoder)
         self._optimizers = BlockOptimizers(
             self._encoder, kind=kind, weight_decay=weight_decay, warmup_steps=warmup_steps
         )
         self._settled = self._optimizers.state_dict()
 
-    def propose(self, name: str, master: State, change: State, learning_rate: float) -> State:
-        """How far a step moves block ``name`` from ``master``, where ``change`` is the devices' mean change of it."""
+    def propose(self, name: str, master: State, change: State, learning_rate: float, *, batches: int) -> State:
+        """How far a step moves block ``name`` from ``master``, where ``change`` is the devices' mean change of it.
+
+        ``batches``: of how many it is the sum.
+        """
         load_block(self._encoder, name, master)
         for key, parameter in block(self._encoder, name).named_parameters():
             parameter.grad = change[key] / -ACCUMULATION_RATE
-        self._optimizers.step([name], learning_rate)
+        self._optimizers.step([name], learning_rate, batches=batches)
         return {key: value - master[key] for key, value in block_state(self._encoder, name).items()}
 
     def settle(self) -> None:

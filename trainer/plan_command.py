@@ -13,6 +13,7 @@ import numpy as np
 from common import config
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec
 from common.compute_profile import ComputeProfile, load
+from common.config_types import DEFAULT_CHANGE_CODEC
 from common.encoder import ENCODERS, build_encoder
 from common.encoder_graph import trace
 from common.errors import ConfigError
@@ -97,7 +98,7 @@ def compare(
     traced = trace(build_encoder(encoder, seed=0))
     graph = graph_of(traced)
     codecs = Codec.parse(DEFAULT_ACTIVATIONS_CODEC), Codec.parse(DEFAULT_GRADIENT_CODEC)
-    wire = measure_wire(*codecs, change_codec="ecsq", delta_codec="ecsq")
+    wire = measure_wire(*codecs, change_codec=DEFAULT_CHANGE_CODEC, delta_codec=DEFAULT_CHANGE_CODEC)
     known = amounts(graph, device, server, wire)
     price = rates(wire, link, local_iterations=local_iterations)
     nothing = np.zeros(graph.size, dtype=np.bool_)

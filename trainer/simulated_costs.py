@@ -30,8 +30,8 @@ VIEWS_SHARE = (
 )
 SERVER_S = 0.03  # part received to embedding published while training runs: README's p95 of 47 ms is the bad case
 BATCH_S = 0.1  # what the gradients of a step take longer than its embeddings: the batch waits for the other devices
-# A version every so many decisions, in int4: what the shipped policy was trained for. The fleet's defaults are now a
-# version every third, in three codes, and large blocks more seldom.
+# A version every so many decisions, in int4: what the shipped policy was trained for. Fleets now have one after each of
+# the first decisions and every sixth later, in a coarser codec, and large blocks more seldom.
 MERGE_BATCHES = 50
 WHOLE_BYTES = 2  # of a parameter that is fetched whole, in fp16
 BOOT = "0" * 16

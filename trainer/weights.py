@@ -13,7 +13,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.change_blob import State
 from common.encoder import Encoder
@@ -78,6 +78,7 @@ class WeightsLedger:
         self.clipping = Clipping()
         self._master = {name: block_state(encoder, name) for name in names(encoder)}
         self._windows: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._batches: Counter[str] = Counter()  # block -> batches since it was last merged
         self._answered: Counter[str] = Counter()  # windows since a device's last merge, of whatever blocks
         self._offered: dict[str, Contribution] = {}
         self._left_out: dict[str, int] = {}  # device -> merges in a row
@@ -91,6 +92,7 @@ class WeightsLedger:
         """Count a batch: each part for its device below its cut and for the trainer from there on."""
         self._captured.count(parts)
         every = names(self._encoder)
+        self._batches.update(every)
         for part in parts:
             self._answered[part.device] += 1
             own = client_names(part.cut)
@@ -101,12 +103,14 @@ class WeightsLedger:
         """Take a device's whole unsent change; a newer one replaces it.
 
         One that was packed before the device saw the version with its previous change holds that change a second time.
-        It is passed over: the device keeps it as unsent, and offers the rest of it next time. So is one on a version
-        that was never made: it is a change of another run's weights.
+        It is passed over: the device keeps it as unsent, offers the rest of it next time, and is not waited for. So is
+        one on a version that was never made: it is a change of another run's weights.
         """
         oldest = self._merged_in.get(contribution.device, 0)
         if oldest <= contribution.base_version <= self.version:
             self._offered[contribution.device] = contribution
+        else:
+            self._offered.setdefault(contribution.device, replace(contribution, blocks={}))
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -157,8 +161,11 @@ class WeightsLedger:
     def _forget(self, taken: Sequence[str]) -> None:
         """Count anew for those who took part; a change that was left out stays unsent on its device."""
         for name, counted in self._windows.items():
-            for participant in (SERVER, *(device for device in taken if self._changes(device, name))):
+            changed_by = [device for device in taken if self._changes(device, name)]
+            for participant in (SERVER, *changed_by):
                 counted.pop(participant, None)
+            if changed_by:
+                del self._batches[name]
         for device in taken:
             del self._answered[device]
         for device in self._offered:
@@ -178,7 +185,8 @@ class WeightsLedger:
         rate = 1.0
         if self._optimizer is not None:  # a step with the devices' mean, of which their share of the windows counts
             mean = {key: value / (1.0 - own) for key, value in merged.items()}
-            merged, rate = self._optimizer.propose(name, master, mean, learning_rate), 1.0 - own
+            batches = max(1, self._batches[name])
+            merged, rate = self._optimizer.propose(name, master, mean, learning_rate, batches=batches), 1.0 - own
         for key, value in merged.items():  # the trainer's own change is never trimmed away
             value.mul_(rate).add_(live[key] - master[key], alpha=own).add_(master[key])
         return merged

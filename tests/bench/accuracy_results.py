@@ -120,7 +120,8 @@ class Store:
         known, cases = self._read(row)
         now = settings(row)
         comparable = [name for name, _ in cases if _same_budget(known[name], now)]
-        last = {case.key: case for name, case in cases if comparable and name == comparable[-1]}
+        alike = {name for name in comparable if same_settings(known[name], known[comparable[-1]], plain)}
+        last = {case.key: case for name, case in cases if name in alike}
         return RowResults(row, last, current=not last)
 
     def _read(self, row: Row) -> tuple[dict[str, dict[str, Any]], list[tuple[str, Result]]]:

@@ -90,6 +90,17 @@ def test_a_case_under_other_settings_is_run_again(tmp_path: Path, monkeypatch: p
     assert missing(Store(tmp_path), SHUFFLED, folds=(1,)) == [("shuffled", 1, 0)]
 
 
+def test_of_results_of_an_older_default_all_count_that_were_made_alike(tmp_path: Path) -> None:
+    old = settings(HEADLINE) | {"trainer.sw_weight": 7.0}
+    keyless = {key: value for key, value in old.items() if key != "trainer.merge_each_until"}  # of before the key came
+    other = old | {"trainer.sw_weight": 8.0}
+    store = Store(tmp_path)
+    for fold, made in enumerate((other, keyless, old), start=1):
+        store.add(HEADLINE, Finished(made, result(fold, 0, 12)))
+    found = store.latest(HEADLINE, PLAIN)
+    assert (list(found.cases), found.current) == ([(2, 0), (3, 0)], False)
+
+
 def test_a_quick_run_has_one_fold_and_one_seed(tmp_path: Path) -> None:
     assert missing(Store(tmp_path), HEADLINE, UNTRAINED, quick=True) == [("streamsplit", 1, 0), ("untrained", 1, 0)]
 

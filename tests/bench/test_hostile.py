@@ -123,6 +123,6 @@ def _options(out: Path) -> DemoOptions:
         speed="fast",
         seed=3,
         out=out,
-        trainer_settings=(("threads", 1), ("merge_every", 4)),
+        trainer_settings=(("threads", 1), ("merge_each_until", 0), ("merge_every", 4)),
         fleet_settings=(("parts_per_step", 2),),
     )

@@ -236,6 +236,7 @@ def _write_configuration(folder: Path, url: str, encoder: str) -> None:
         "threads": 1,
         "gradient_codec": str(CODEC),
         "merge_every": 100_000,
+        "merge_each_until": 0,
         "speed": "fast",
         "expected_devices": DEVICES,
     }

@@ -31,9 +31,13 @@ def port_of(broker: Broker) -> int:
 
 
 def wait_gone(process: psutil.Process) -> None:
-    # A container without an init leaves the dead child a zombie: dead all the same.
-    gone = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    eventually(lambda: not psutil.pid_exists(process.pid) or process.status() in gone, "the broker is gone")
+    def gone() -> bool:
+        try:  # a container without an init leaves the dead child a zombie: dead all the same
+            return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
+            return True
+
+    eventually(gone, "the broker is gone")
 
 
 @pytest.mark.parametrize("qos", [0, 1])

@@ -303,7 +303,7 @@ def test_a_state_that_cannot_travel_is_our_own_mistake() -> None:
         pack_state({"a": torch.tensor([1])}, "fp32")
 
 
-def test_steps_of_a_deviation_are_whole_numbers_of_it_and_take_two_bits() -> None:
+def test_int4_deviation_rounds_to_whole_deviations_within_five_percent_of_their_entropy() -> None:
     original = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(3))
     encoded = encode(original, Codec.parse("int4-deviation-zlib"))
     steps = decode(encoded) / original.square().mean().sqrt()
@@ -311,6 +311,12 @@ def test_steps_of_a_deviation_are_whole_numbers_of_it_and_take_two_bits() -> Non
     normal = [math.erf((code + 0.5) / math.sqrt(2)) - math.erf((code - 0.5) / math.sqrt(2)) for code in range(-5, 6)]
     least_bits = -sum(share / 2 * math.log2(share / 2) for share in normal)
     assert least_bits < 8 * len(encoded.data) / 20_000 < 1.05 * least_bits
+
+
+@pytest.mark.parametrize(("name", "size"), [("int4-deviation", 6e37), ("ternary", 1.6e38)])
+def test_values_whose_codes_would_not_be_finite_are_refused_by_the_sender(name: str, size: float) -> None:
+    with pytest.raises(ValueError, match="codes is not finite"):
+        encode(size * torch.ones(1, 9), Codec.parse(name))
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4", "int4-deviation"])

@@ -37,7 +37,7 @@ def test_the_whole_chain_trains_cola_with_efficientnet_over_a_broker(
         speed="fast",
         seed=3,
         out=tmp_path,
-        trainer_settings=(("threads", 1), ("merge_every", 2)),
+        trainer_settings=(("threads", 1), ("merge_each_until", 0), ("merge_every", 2)),
         fleet_settings=(("objective", "cola"), ("parts_per_step", PARTS)),
     )
     with open_broker("embedded", directory=tmp_path / "broker") as broker:

@@ -38,7 +38,7 @@ def options(out: Path) -> DemoOptions:
         speed="fast",
         seed=3,
         out=out,
-        trainer_settings=(("threads", 1), ("merge_every", 10)),
+        trainer_settings=(("threads", 1), ("merge_each_until", 12), ("merge_every", 10)),
         fleet_settings=(("parts_per_step", PARTS),),
     )
 

@@ -69,7 +69,7 @@ def options(out: Path, mode: str, *, windows: int = 32, **fields: Any) -> DemoOp
         seed=3,
         out=out,
         mode=mode,
-        trainer_settings=(("threads", 1), ("merge_every", 3)),
+        trainer_settings=(("threads", 1), ("merge_each_until", 0), ("merge_every", 3)),
         fleet_settings=(("parts_per_step", PARTS),),
     )
     return replace(made, **fields)

@@ -47,7 +47,7 @@ def train(one: State, steps: int) -> None:
         assert one.merging is not None
         master = block_state(one.encoder, "stem")
         change = {key: torch.randn(value.shape, generator=generator) for key, value in master.items()}
-        step = one.merging.propose("stem", master, change, 1e-3)
+        step = one.merging.propose("stem", master, change, 1e-3, batches=1)
         one.merging.settle()
         load_block(one.encoder, "stem", {key: value + step[key] for key, value in master.items()})
         one.averaged.update(one.encoder)

@@ -53,7 +53,7 @@ def contribution(
 class Trainer:
     """A live encoder with its ledger; remembers where it started."""
 
-    def __init__(self, *, trim: float = 0.0, kind: Kind | None = None) -> None:
+    def __init__(self, *, trim: float = 0.0, kind: Kind | None = None, warmup: int = 0) -> None:
         """``kind``: of the merge's optimizer, where devices sum gradients up."""
         self.encoder = build_encoder("mobile", seed=0)
         decay = {"weight_decay": 1e-2 if kind == "adamw" else 0.0}
@@ -65,7 +65,7 @@ class Trainer:
             discount=DISCOUNT,
             local_cap=LOCAL_CAP,
             trim=trim,
-            optimizer=MergeOptimizer(self.encoder, kind=kind, warmup_steps=0, **decay) if kind else None,
+            optimizer=MergeOptimizer(self.encoder, kind=kind, warmup_steps=warmup, **decay) if kind else None,
             captured=Captured(lambda: self.now_s),
         )
         self.now_s = 1e6  # long enough that every window can have been captured
@@ -223,12 +223,13 @@ def test_a_change_on_a_version_that_was_never_made_is_of_another_run_and_passed_
     blocks = changes(trainer.encoder, ["stem"], 1)
     trainer.ledger.count([part("a", 3)])
     trainer.ledger.offer(contribution("a", blocks, base=START_VERSION + 1))
-    assert list(trainer.ledger.offered) == []
+    assert list(trainer.ledger.offered) == ["a"], "it has answered: nobody waits for it"
     trainer.merge()
     trainer.assert_moved("stem", [])
     assert trainer.ledger.merged == {}
     trainer.ledger.offer(contribution("a", blocks, base=START_VERSION + 1))
-    assert list(trainer.ledger.offered) == ["a"], "made meanwhile"
+    trainer.merge()
+    assert trainer.ledger.merged == {"a": (BOOT, 1)}, "made meanwhile"
 
 
 def test_a_newer_change_of_a_device_replaces_the_one_that_waits() -> None:
@@ -267,7 +268,7 @@ def test_a_change_that_still_holds_what_was_merged_already_is_passed_over(boot: 
     both = {"stem": {key: value + 1e-3 for key, value in first["stem"].items()}}
     trainer.ledger.count([part("a", 3)])
     trainer.ledger.offer(contribution("a", both, seq=2, boot=boot))  # packed before it saw the new version
-    assert list(trainer.ledger.offered) == []
+    assert list(trainer.ledger.offered) == ["a"], "it has answered: nobody waits for it"
     trainer.merge()
     trainer.assert_moved("stem", [(1.0, first["stem"])])
     rest = {"stem": {key: torch.full_like(value, 1e-3) for key, value in first["stem"].items()}}
@@ -294,10 +295,13 @@ def test_a_trainer_that_goes_on_remembers_what_was_merged() -> None:
     )
     assert ledger.merged == {"a": (BOOT, 4)}
     blocks = changes(encoder, ["stem"], 1)
+    ledger.count([part("a", 3)])
     ledger.offer(contribution("a", blocks, seq=5, base=11))
-    assert list(ledger.offered) == [], "it may hold change 4 once more"
+    ledger.commit(ledger.preview())
+    assert ledger.merged == {"a": (BOOT, 4)}, "it may hold change 4 once more"
     ledger.offer(contribution("a", blocks, seq=6, base=12))
-    assert list(ledger.offered) == ["a"]
+    ledger.commit(ledger.preview())
+    assert ledger.merged == {"a": (BOOT, 6)}
 
 
 def test_it_remembers_as_many_devices_as_a_manifest_can_name() -> None:
@@ -522,6 +526,23 @@ def test_summed_gradients_move_a_block_by_one_step_of_the_merges_own_optimizer()
         block_parameters(trainer.encoder, "stem"), block_parameters(reference, "stem"), strict=True
     ):
         torch.testing.assert_close(mine, wanted, rtol=0.0, atol=1e-6)
+
+
+def test_the_merges_rate_rises_with_the_batches_behind_a_block_not_with_its_merges() -> None:
+    trainer = Trainer(kind="sgd", warmup=6)
+    step = changes(trainer.encoder, ["stem"], 1)
+    shares = []
+    for merge, batches in enumerate((1, 3, 3, 1)):
+        for _ in range(batches):
+            trainer.ledger.count([part("a", 3)])
+        before = block_state(trainer.encoder, "stem")
+        trainer.ledger.offer(contribution("a", step, base=START_VERSION + merge, seq=merge))
+        trainer.ledger.commit(trainer.ledger.preview(ACCUMULATION_RATE))
+        after = block_state(trainer.encoder, "stem")
+        shares.append(
+            float(torch.cat([((after[k] - before[k]) / v).flatten() for k, v in step["stem"].items()]).median())
+        )
+    assert shares == pytest.approx([1 / 6, 4 / 6, 1.0, 1.0], abs=1e-3)
 
 
 def test_a_refused_merge_leaves_the_optimizer_as_it_was() -> None:
