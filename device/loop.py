@@ -173,7 +173,7 @@ class DeviceLoop:
             self._answer_merge(ROUND_TIMEOUT_S)
 
     def _answer_merge(self, timeout_s: float) -> None:
-        # A change on an older version than the one its predecessor is in is passed over, and the fleet waits for it.
+        # A change on a version older than its predecessor's merge is passed over: nothing of it would be merged.
         self._weights.keep_up(cut=self._cutting.cut, target=self._cutting.target)
         self._weights.answer_merge()
         if self._pace.lockstep:

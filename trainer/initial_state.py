@@ -30,12 +30,14 @@ def build_state(settings: TrainerConfig, compute: torch.device) -> State:
     negatives = torch.Generator().manual_seed(settings.seed + 2)
     objective = _objective(settings, mixture, encoder.projection_dim, directions, negatives)
     objective.module.to(compute)
-    merging = MergeOptimizer(
-        encoder,
-        kind=optimizer.kind,
-        weight_decay=optimizer.weight_decay,
-        warmup_steps=optimizer.warmup_steps,
-    )
+    merging = None
+    if fleet.accumulates:
+        merging = MergeOptimizer(
+            encoder,
+            kind=optimizer.kind,
+            weight_decay=optimizer.weight_decay,
+            warmup_steps=optimizer.warmup_steps,
+        )
     return State(
         encoder,
         BlockOptimizers(
@@ -49,7 +51,7 @@ def build_state(settings: TrainerConfig, compute: torch.device) -> State:
         objective,
         directions=directions,
         averaged=AveragedEncoder() if settings.schedule == "constant" else None,
-        merging=merging if fleet.accumulates else None,
+        merging=merging,
         rounding=torch.Generator().manual_seed(settings.seed + 1),
         negatives=negatives,
     )

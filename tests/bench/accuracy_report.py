@@ -17,7 +17,7 @@ NOT_RUN = "not run yet"
 TITLE_WIDTH = 20
 OLD = "\u2020"
 HEADINGS = ("method", "probe, %", "5-NN", "P@10", "MB/hour", "of PCM16", "runs")
-DIFFERENCES = ("difference", "points", "95 % interval", "asked for")
+DIFFERENCES = ("difference", "points", "95 % interval", "runs", "asked for")
 PICTURES = {
     "accuracy.png": "Linear probe by method; each dot is one run",
     "bytes.png": "Linear probe against bytes per device and hour",
@@ -64,14 +64,26 @@ def difference_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         low, high = found["ci95"]
         verdict = _verdict(found, AUROC.mean_from, AUROC.low_from)
         lines.append(
-            ("AUROC of uncertainty for 5-NN's errors", f"{found['mean']:.3f}", f"{low:.3f} to {high:.3f}", verdict)
+            (
+                "AUROC of uncertainty for 5-NN's errors",
+                f"{found['mean']:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                _pairs(found),
+                verdict,
+            )
         )
     if "zero_shot" in result:
         found, asked = result["zero_shot"], ZERO_SHOT[1]
         spread = "" if found["sd"] is None else f" \u00b1 {found['sd']:.1f}"
         met = "met" if found["mean"] >= asked else "missed"
         lines.append(
-            ("CLAP by prompts, accuracy", f"{found['mean']:.1f} %{spread}", "-", f"mean from {asked:g} %: {met}")
+            (
+                "CLAP by prompts, accuracy",
+                f"{found['mean']:.1f} %{spread}",
+                "-",
+                str(found["cases"]),
+                f"mean from {asked:g} %: {met}",
+            )
         )
     return lines
 
@@ -98,8 +110,8 @@ def _remarks(result: Mapping[str, Any]) -> Iterable[str]:
         yield f"{NOT_RUN.capitalize()}: {', '.join(missing)}."
     ours = rows.get(HEADLINE.name)
     if ours is not None:
-        above = [one["title"] for one in rows.values() if one["linear"] > ours["linear"]]
-        yield f"Above {ours['title']} in the mean: {', '.join(above) or 'none'}."
+        above = ", ".join(result["above"]) or "none"
+        yield f"Above {ours['title']} in the mean of the runs that both have: {above}."
     if not all(one["current"] for one in rows.values()):
         yield f"{OLD} run before a default changed."
 
@@ -139,7 +151,12 @@ def _difference_line(
 ) -> tuple[str, ...]:
     low, high = found["ci95"]
     mark = "" if found["current"] else OLD
-    return title + mark, f"{found['mean']:+.1f}", f"{low:+.1f} to {high:+.1f}", _verdict(found, mean_from, low_from)
+    verdict = _verdict(found, mean_from, low_from)
+    return title + mark, f"{found['mean']:+.1f}", f"{low:+.1f} to {high:+.1f}", _pairs(found), verdict
+
+
+def _pairs(found: Mapping[str, Any]) -> str:
+    return f"{len(found['folds'])} x {found['seeds']}"
 
 
 def _verdict(found: Mapping[str, Any], mean_from: float | None, low_from: float | None) -> str:

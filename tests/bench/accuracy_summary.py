@@ -14,7 +14,7 @@ import numpy as np
 from common.split import WINDOW_BYTES
 from device.windows import WINDOW_S
 from tests.bench.accuracy_results import Evaluated, Result, RowResults
-from tests.bench.accuracy_rows import AUROC, COMPARISONS, ZERO_SHOT, Comparison
+from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ZERO_SHOT, Comparison
 from tests.bench.statistics import Estimate, auroc_interval, mean_sd, paired_bootstrap
 
 TRAFFIC = ("bytes_per_hour", "bytes_up_per_hour", "bytes_down_per_hour", "sent", "of_pcm16", "answered")
@@ -41,10 +41,23 @@ def summary(found: Sequence[RowResults]) -> dict[str, Any]:
     predicted = auroc(by_name[AUROC.row].cases) if AUROC.row in by_name else None
     if predicted is not None:
         result["auroc"] = predicted
+    if HEADLINE.name in by_name:
+        result["above"] = above(by_name[HEADLINE.name], list(by_name.values()))
     zero_shot = by_name[ZERO_SHOT[0]].cases if ZERO_SHOT[0] in by_name else {}
     if zero_shot:
         result["zero_shot"] = prompted(zero_shot)
     return result
+
+
+def above(ours: RowResults, rows: Sequence[RowResults]) -> list[str]:
+    """Titles of the rows whose probe is above ours in the mean of the runs (fold, seed, same clips) that both have."""
+    titles = []
+    for one in rows:
+        both = [key for key, case in one.cases.items() if key in ours.cases and case.clips == ours.cases[key].clips]
+        gains = [accuracy(one.cases[key], "linear") - accuracy(ours.cases[key], "linear") for key in both]
+        if gains and mean(gains) > 0 and not one.row.bytes_alone:
+            titles.append(one.row.title)
+    return titles
 
 
 def prompted(cases: Cases) -> dict[str, Any]:

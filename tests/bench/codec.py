@@ -35,7 +35,7 @@ from common.messages import encode as encode_message
 from common.soundscape import CLASSES, clip
 
 CUTS = (3, 5)
-CODECS = ("fp32", "fp16", "int8", "int8-channel", "int4", "int4-channel")
+CODECS = ("fp32", "fp16", "int8", "int8-channel", "int4", "int4-channel", "int4-deviation")
 Entropy = Callable[[bytes], bytes]
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from common import config
 from common.config_device import DeviceConfig
 from common.link import Link
+from common.link_queues import Incoming
 from device import __main__ as device
 from tests.bench.in_process_link import MemoryBroker
 from trainer import __main__ as trainer
@@ -39,6 +40,7 @@ def run_in_process(
     torch.set_num_threads(1)
     hub = broker or MemoryBroker()
     failures: list[BaseException] = []
+    turn = threading.Lock()
     stop_devices, stop_trainer = threading.Event(), threading.Event()
     trainer_settings = config.load_trainer(files.trainer)
 
@@ -64,7 +66,7 @@ def run_in_process(
     threads = []
     for name, path in files.devices.items():
         settings = config.load_device(path)
-        work = _device(settings, stop_devices, hub, (meddle or {}).get(name, _as_it_is))
+        work = _device(settings, stop_devices, hub, turn, (meddle or {}).get(name, _as_it_is))
         threads.append(guarded(work, f"{fleet}-{name}"))
     for thread in threads:
         thread.join(LONGEST_S)
@@ -74,13 +76,70 @@ def run_in_process(
         raise FleetFailed(repr(failures[0])) from failures[0]
 
 
-def _device(
-    settings: DeviceConfig, stop: threading.Event, hub: MemoryBroker, change: Callable[[Link], Link]
-) -> Callable[[], None]:
-    def connect(*given: Any, **options: Any) -> Link:
-        return change(hub.open_link(*given, **options))
+class InTurn:
+    """A device's link that gives the turn up while it waits, so that of all devices one computes at a time.
 
-    return lambda: device.listen(settings, stop, connect=connect)
+    Eight threads that fight over the interpreter take a fifth more processor time for the same work (measured). Has the
+    public face of the link it hides.
+    """
+
+    def __init__(self, link: Link, turn: threading.Lock) -> None:
+        self._link = link
+        self._turn = turn
+        self._held = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything but what takes the turn or gives it up stays as it is."""
+        return getattr(self._link, name)
+
+    def start(self) -> None:
+        """Connect, then wait for the turn: who starts the devices waits for their connections."""
+        self._link.start()
+        self._take()
+
+    def receive(self, timeout_s: float) -> Incoming | None:
+        """What is there already, else what comes while others compute."""
+        incoming = self._link.receive(0.0)
+        if incoming is not None or timeout_s <= 0:
+            return incoming
+        self.give_up()
+        try:
+            return self._link.receive(timeout_s)
+        finally:
+            self._take()
+
+    def give_up(self) -> None:
+        """Let the others compute; where the turn is not held, nothing happens."""
+        if self._held:
+            self._held = False
+            self._turn.release()
+
+    def _take(self) -> None:
+        self._turn.acquire()
+        self._held = True
+
+
+def _device(
+    settings: DeviceConfig,
+    stop: threading.Event,
+    hub: MemoryBroker,
+    turn: threading.Lock,
+    change: Callable[[Link], Link],
+) -> Callable[[], None]:
+    links: list[InTurn] = []
+
+    def connect(*given: Any, **options: Any) -> Link:
+        links.append(InTurn(change(hub.open_link(*given, **options)), turn))
+        return cast("Link", links[-1])
+
+    def work() -> None:
+        try:
+            device.listen(settings, stop, connect=connect)
+        finally:
+            for link in links:
+                link.give_up()
+
+    return work
 
 
 def _as_it_is(link: Link) -> Link:

@@ -249,8 +249,10 @@ def test_only_folds_and_seeds_that_both_rows_have_are_compared(tmp_path: Path) -
 def test_results_on_other_clips_are_not_paired(tmp_path: Path) -> None:
     store = Store(tmp_path)
     run([Case(HEADLINE, 1, 0)], fake, store)
-    run([Case(SHUFFLED, 1, 0)], lambda case: Finished(settings(case.row), result(1, 0, 3, clips="other")), store)
-    assert list(summary([store.latest(row, PLAIN) for row in ROWS])) == ["rows", "bytes_alone", "auroc"]
+    run([Case(SHUFFLED, 1, 0)], lambda case: Finished(settings(case.row), result(1, 0, 19, clips="other")), store)
+    found = summary([store.latest(row, PLAIN) for row in ROWS])
+    assert list(found) == ["rows", "bytes_alone", "auroc", "above"]
+    assert found["above"] == [], "shuffled order is better, on other clips"
 
 
 def test_without_uncertainties_there_is_no_auroc() -> None:
@@ -273,7 +275,7 @@ def test_accuracy_by_prompts_is_told_apart_from_the_probes(tmp_path: Path) -> No
     found = summary([store.latest(clap, PLAIN)])
     assert found["zero_shot"] == {"mean": 60.0, "sd": 0.0, "by_fold": {"1": 60.0, "2": 60.0}, "cases": 2}
     assert found["rows"]["clap"]["linear"] == 90.0
-    assert "| CLAP by prompts, accuracy | 60.0 % ± 0.0 | - | mean from 50 %: met |" in markdown(tmp_path)
+    assert "| CLAP by prompts, accuracy | 60.0 % ± 0.0 | - | 2 | mean from 50 %: met |" in markdown(tmp_path)
 
 
 def test_of_a_row_for_its_bytes_nothing_else_is_told(tmp_path: Path) -> None:
@@ -312,8 +314,18 @@ def test_the_page_has_the_table_what_is_missing_and_who_is_better(tmp_path: Path
     missing = next(line for line in page.splitlines() if line.startswith("Not run yet: "))
     assert "StreamSplit, shards by class" in missing
     assert "shuffled" not in missing
-    assert "Above StreamSplit in the mean: StreamSplit, shuffled order." in page
+    assert "Above StreamSplit in the mean of the runs that both have: StreamSplit, shuffled order." in page
     assert "†" not in page
+
+
+def test_who_is_better_is_told_from_the_runs_that_both_have_and_every_difference_says_how_many(tmp_path: Path) -> None:
+    run([Case(HEADLINE, fold, 0) for fold in (1, 2)], lambda case: fake(case, 8 * case.fold), Store(tmp_path))
+    run(
+        [Case(SHUFFLED, 2, 0)], lambda case: fake(case, 15), Store(tmp_path)
+    )  # above the mean of 8 and 16, not above 16
+    page = markdown(tmp_path)
+    assert "Above StreamSplit in the mean of the runs that both have: none." in page
+    assert "| 1 x 1 | mean from -2: met |" in page
 
 
 def test_the_page_marks_what_was_run_before_a_default_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,21 +36,17 @@ import torch
 import yaml
 
 from broker.start import open_broker
-from common.block_optimizer import BlockOptimizers
 from common.config import load_trainer
 from common.config_trainer import TrainerConfig
 from common.encoder import Encoder, build_encoder
-from common.mixture_memory import MixtureMemory
 from common.process import keep_freed_memory
 from tests.bench.fleet_player import BOOT, CODEC, SEGMENT_STEPS, WINDOW_MS, recorded
 from trainer.answering import GROUP
 from trainer.batcher import Part
-from trainer.hybrid_loss import HybridLoss
+from trainer.initial_state import build_state
 from trainer.loop import snapshot
 from trainer.metrics import StepMetrics, read_metrics
-from trainer.objective import Hybrid
 from trainer.server_step import ServerStep
-from trainer.temporal_buffer import TemporalBuffer
 
 CUT, DEVICES, PARTS = 5, 8, 8
 WINDOWS = DEVICES * PARTS
@@ -293,11 +289,11 @@ def _busy_s() -> float:
 
 def _bare(settings: TrainerConfig) -> Callable[[int], tuple[float, float]]:
     """The same work as a function of the number of steps; (wall, processor) seconds for a window."""
-    encoder = build_encoder(settings.fleet.encoder, settings.seed)
+    cpu = torch.device("cpu")
+    state = build_state(settings, cpu)
     tensors = recorded(build_encoder(settings.fleet.encoder, 0), CUT, DEVICES, PARTS)
-    mixture = MixtureMemory(seed=settings.seed)
-    frozen = snapshot(encoder, mixture, 0)
-    step = _server_step(settings, encoder)
+    frozen = snapshot(state.encoder, state.mixture, 0)
+    step = ServerStep(state.encoder, state.optimizers, state.objective, compute=cpu)
     group = _faster_group(frozen.encoder, torch.stack([part[0] for device in tensors for part in device]))
     done = 0
 
@@ -315,37 +311,12 @@ def _bare(settings: TrainerConfig) -> Callable[[int], tuple[float, float]]:
                     view_a = torch.stack([part.activations[0] for part in parts[start : start + group]])
                     frozen.mixture.uncertainty(frozen.encoder.project(frozen.encoder.forward_from(view_a, CUT)))
             result = step.run(parts, learning_rate=settings.learning_rate)
-            mixture.update(result.projections[0])
+            state.mixture.update(result.projections[0])
             done += 1
         windows = steps * WINDOWS
         return (time.perf_counter() - wall_s) / windows, (time.process_time() - cpu_s) / windows
 
     return run
-
-
-def _server_step(settings: TrainerConfig, encoder: Encoder) -> ServerStep:
-    optimizer = settings.fleet.optimizer
-    return ServerStep(
-        encoder,
-        BlockOptimizers(
-            encoder,
-            kind=optimizer.kind,
-            weight_decay=optimizer.weight_decay,
-            warmup_steps=optimizer.warmup_steps,
-        ),
-        Hybrid(
-            HybridLoss(
-                temperature=settings.temperature,
-                sw_weight=settings.sw_weight,
-                sw_projections=settings.sw_projections,
-                laplacian_weight=settings.laplacian_weight,
-            ),
-            TemporalBuffer(window=settings.laplacian_window, neighbours=settings.laplacian_neighbours),
-            false_negative_s=settings.false_negative_s,
-            directions=torch.Generator().manual_seed(settings.seed),
-        ),
-        compute=torch.device("cpu"),
-    )
 
 
 def _faster_group(encoder: Encoder, view_a: torch.Tensor) -> int:

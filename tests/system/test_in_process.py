@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from broker.start import open_broker
+from common.config_fleet import FleetConfig
+from common.link_queues import Incoming
 from common.state_blob import digest, pack_state
-from tests.bench.in_process import FleetFailed, run_in_process
-from tests.bench.in_process_link import matches
+from tests.bench.in_process import FleetFailed, InTurn, run_in_process
+from tests.bench.in_process_link import MemoryBroker, matches
 from trainer import checkpoint, demo
 from trainer.demo_files import DemoFiles, DemoOptions, write_files
 from trainer.metrics import FILE_NAME
@@ -20,6 +23,7 @@ from trainer.metrics import FILE_NAME
 STEPS = 50
 PARTS = 2
 DEVICES = 2
+OPEN: dict[str, Any] = {"will": None, "data_capacity": 8, "outbound_capacity": 8}
 MEASURED = {"seconds", "embedding_ms_p95"}
 
 
@@ -90,6 +94,32 @@ def test_an_error_in_one_of_the_threads_ends_the_run(tmp_path: Path, monkeypatch
     monkeypatch.setattr("device.loop.DeviceLoop._take", broken)
     with pytest.raises(FleetFailed, match="a bug"):
         run_in_process(files)
+
+
+def test_of_all_devices_one_computes_at_a_time_and_who_waits_lets_the_others() -> None:
+    turn = threading.Lock()
+    hub = MemoryBroker()
+    fleet = FleetConfig.model_validate({"fleet": "f", "broker": {"url": "mqtt://127.0.0.1:1"}})
+    one, other = (InTurn(hub.open_link(fleet, client_id=name, **OPEN), turn) for name in ("f-one", "f-other"))
+    one.start()
+    one.subscribe("streamsplit/v1/f/one/#")
+    assert turn.locked()
+    came: list[Incoming | None] = []
+
+    def work() -> None:
+        other.start()  # returns as soon as the first one waits
+        other.publish("streamsplit/v1/f/one/down/config", b"hello")
+        other.give_up()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    came.append(one.receive(30.0))
+    thread.join(30.0)
+    assert [found.payload for found in came if found] == [b"hello"]
+    assert turn.locked(), "who has received goes on computing"
+    one.give_up()
+    one.give_up()
+    assert not turn.locked()
 
 
 @pytest.mark.parametrize(
