@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from common import messages
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec, EncodedTensor, encode
 from common.compute_profile import ComputeProfile, window_forward_ms
+from common.config_types import DEFAULT_CHANGE_CODEC
 from common.encoder import Encoder
 from common.power_model import PowerModel
-from common.split import VIEWS, cut_table
+from common.split import VALUE_BITS, VIEWS, block_parameters, client_names, merge_periods
 from common.topics import Topics
 from common.traffic import packet_bytes
 from trainer.link_traces import STEP_S, Trace
@@ -30,9 +31,7 @@ VIEWS_SHARE = (
 )
 SERVER_S = 0.03  # part received to embedding published while training runs: README's p95 of 47 ms is the bad case
 BATCH_S = 0.1  # what the gradients of a step take longer than its embeddings: the batch waits for the other devices
-# A version every so many decisions, in int4: what the shipped policy was trained for. Fleets now have one after each of
-# the first decisions and every sixth later, in a coarser codec, and large blocks more seldom.
-MERGE_BATCHES = 50
+MERGE_BATCHES = 6  # a version every so many decisions: `merge_every`'s default, after a run's first batches
 WHOLE_BYTES = 2  # of a parameter that is fetched whole, in fp16
 BOOT = "0" * 16
 STEP = 70_000  # a number with as many bytes as those of a long run
@@ -117,12 +116,13 @@ class Tables:
         return len(self.whole_bytes) - 1
 
 
-def cut_costs(encoder: Encoder, profile: ComputeProfile, *, topics: Topics, device: str) -> CutCosts:
+def cut_costs(
+    encoder: Encoder, profile: ComputeProfile, *, values_per_merge: int, topics: Topics, device: str
+) -> CutCosts:
     """What every cut of `encoder` costs, by a measured profile of it and by messages of the default codecs."""
     cuts = range(encoder.depth + 1)
     unit = profile.slower(1.0 / window_forward_ms(profile))
     views_ms = VIEWS_SHARE * unit.client_forward_ms(encoder.depth)
-    rows = cut_table(encoder, Codec.parse(DEFAULT_ACTIVATIONS_CODEC), change_codec="int4", delta_codec="int4")
     packets = np.array([_packets(encoder, cut, topics, device) for cut in cuts], dtype=np.float64)
     return CutCosts(
         forward_ms=np.array([views_ms + unit.client_forward_ms(cut) for cut in cuts]),
@@ -130,9 +130,22 @@ def cut_costs(encoder: Encoder, profile: ComputeProfile, *, topics: Topics, devi
         up_bytes=packets[:, 0] + TELEMETRY_BYTES / WINDOWS,
         down_bytes=packets[:, 1] + packets[:, 2],
         answer_bytes=packets[:, 1],
-        exchange_bytes=np.array([row.exchange_bytes for row in rows]) / (MERGE_BATCHES * WINDOWS),
-        whole_bytes=np.array([WHOLE_BYTES * row.device_parameters for row in rows], dtype=np.float64),
+        exchange_bytes=np.array([_merged_bytes(encoder, cut, values_per_merge) for cut in cuts])
+        / (MERGE_BATCHES * WINDOWS),
+        whole_bytes=np.array([WHOLE_BYTES * sum(_sizes(encoder, cut).values()) for cut in cuts], dtype=np.float64),
     )
+
+
+def _sizes(encoder: Encoder, cut: int) -> dict[str, int]:
+    """Parameters of every block before the cut."""
+    return {name: sum(value.numel() for value in block_parameters(encoder, name)) for name in client_names(cut)}
+
+
+def _merged_bytes(encoder: Encoder, cut: int, values_per_merge: int) -> float:
+    """The mean merge's bytes both ways: a large block takes part in some merges only."""
+    periods = merge_periods(encoder, values_per_merge)
+    values = sum(size / periods[name] for name, size in _sizes(encoder, cut).items())
+    return values * 2 * VALUE_BITS[DEFAULT_CHANGE_CODEC] / 8
 
 
 def _packets(encoder: Encoder, cut: int, topics: Topics, device: str) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.compute_profile import load
 from common.config import PROFILES, load_profile
+from common.config_fleet import FleetConfig
 from common.encoder import Encoder, build_encoder
 from common.power_model import PowerModel
 from common.topics import Topics
@@ -33,7 +34,13 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
         ConfigError: there is no such file, or it is not one that ``streamsplit profile`` wrote.
     """
     encoder: Encoder = build_encoder(name, seed=0)
-    return cut_costs(encoder, load(compute or COMPUTE / f"{name}.json"), topics=TOPICS, device=DEVICE)
+    return cut_costs(
+        encoder,
+        load(compute or COMPUTE / f"{name}.json"),
+        values_per_merge=FleetConfig.model_fields["values_per_merge"].default,
+        topics=TOPICS,
+        device=DEVICE,
+    )
 
 
 def fleet_tables(

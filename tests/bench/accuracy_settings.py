@@ -33,6 +33,7 @@ _PLACES = {
     "demo.out",
     "fleet.broker.url",
     "fleet.first_seed",
+    "trainer.compute",
     "trainer.state_directory",
     "trainer.seed",
     "device.id",

@@ -9,14 +9,16 @@ import pytest
 from common import messages
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, Codec
 from common.compute_profile import load, window_forward_ms
+from common.config_fleet import FleetConfig
+from common.config_trainer import TrainerConfig
 from common.encoder import build_encoder
 from common.messages import Telemetry
-from common.split import cut_table
+from common.split import VALUE_BITS, cut_table
 from common.traffic import packet_bytes
 from tests.common.cases import cases
 from tests.trainer.simulated import costs
 from trainer.link_traces import STEP_S, Trace, generate
-from trainer.simulated_costs import BATCH_S, SERVER_S, TELEMETRY_BYTES, WINDOWS, Board, Tables, tables
+from trainer.simulated_costs import BATCH_S, MERGE_BATCHES, SERVER_S, TELEMETRY_BYTES, WINDOWS, Board, Tables, tables
 from trainer.simulated_fleet import COMPUTE, DEVICE, TOPICS, shipped_board
 
 L = 8
@@ -85,7 +87,22 @@ def test_cuts_cost_what_the_profile_and_the_codecs_say() -> None:
         # Headers, and of telemetry an eighth.
         assert row.up_bytes + 100 < made.up_bytes[cut] < row.up_bytes + 320
     assert made.answer_bytes[L] == 0.0
+    assert made.whole_bytes.tolist() == [2 * row.device_parameters for row in rows]
     assert (np.diff(made.whole_bytes) > 0).all()
+
+
+def test_the_exchange_of_weights_is_that_of_a_fleet_with_default_settings() -> None:
+    made, encoder = costs(), build_encoder("mobile", seed=0)
+    fleet, trainer = FleetConfig.model_fields, TrainerConfig.model_fields
+    assert trainer["merge_every"].default == MERGE_BATCHES
+    bits = VALUE_BITS[fleet["change_codec"].default] + VALUE_BITS[fleet["delta_codec"].default]
+    for cut in range(L + 1):
+        merged = sum(
+            sum(value.numel() for value in encoder.get_submodule(name).parameters())
+            / math.ceil(sum(value.numel() for value in encoder.get_submodule(name).parameters()) / 24_000)
+            for name in ("stem", *(f"blocks.{block}" for block in range(cut)))
+        )
+        assert made.exchange_bytes[cut] == pytest.approx(merged * bits / 8 / (MERGE_BATCHES * WINDOWS))
 
 
 def test_telemetry_weighs_what_is_counted_for_it() -> None:
