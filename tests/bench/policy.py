@@ -1,4 +1,4 @@
-"""The policy against oracle and baselines on held-out traces: ``python -m tests.bench.policy [--quick] [--json]``
+"""The policy against oracle and baselines on held-out traces: ``python -m tests.bench.policy [--jobs N] [--json]``
 
 20 held-out traces (`trainer/link_traces.yaml`), never seen while learning; five policies, each learned from its own
 seed, in the simulator alone, or those of `--policies` (files of ``streamsplit train-policy``). Every contender decides
@@ -14,10 +14,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +46,7 @@ from trainer.simulator import Simulator
 
 Values = NDArray[np.float64]
 Chooser = Callable[[Simulator], Counts]
+Made = TypeVar("Made")
 
 MIN_CUT, FIRST_CUT = 3, 5
 WEIGHTS = RewardWeights()
@@ -116,28 +121,57 @@ def baselines(tables: Sequence[Tables], boards: Sequence[Board], costs: CutCosts
     }
 
 
-def measure(
-    *, policies: Sequence[Path], seeds: int, plan: Plan, sb3: int, advance: Callable[[], None]
-) -> dict[str, Any]:
-    """Everything the report needs; `policies`: files to judge instead of learning from `seeds` seeds."""
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What policies learn on and are judged on; ``of_trace``: the board on each held-out trace."""
+
+    costs: CutCosts
+    training: Sequence[Tables]
+    held_out: Sequence[Tables]
+    of_trace: Sequence[Board]
+
+
+def ground() -> Ground:
+    """The committed traces with the shipped boards and costs."""
     split, costs = read_split(), encoder_costs("mobile")
     boards = [shipped_board(name) for name in BOARDS]
     training, held_out = (
         fleet_tables(traces, costs, steps=split.steps, boards=boards) for traces in (split.training, split.held_out)
     )
     of_trace = [next(board for board in boards if board.forward_ms == table.forward_ms) for table in held_out]
-    rng = np.random.default_rng(0)
-    random = returns(held_out, uniform(rng), seed=0)
+    return Ground(costs, training, held_out, of_trace)
+
+
+def our_policy(plan: Plan, seed: int) -> PolicyNetwork:
+    """One learned policy, in whichever process this runs."""
+    torch.set_num_threads(1)
+    return learned(ground().training, plan, seed)
+
+
+def their_returns(plan: Plan, seed: int) -> Values:
+    """What a policy by the library earns on each held-out trace."""
+    from tests.bench.policy_sb3 import learn
+
+    torch.set_num_threads(1)
+    on = ground()
+    return returns(on.held_out, learn(on.training, plan, WEIGHTS, seed=seed), seed=seed)
+
+
+def measure(
+    *, policies: Sequence[Path], seeds: int, plan: Plan, sb3: int, jobs: int, advance: Callable[[], None]
+) -> dict[str, Any]:
+    """Everything the report needs; `policies`: files to judge instead of learning from `seeds` seeds."""
+    on = ground()
+    random = returns(on.held_out, uniform(np.random.default_rng(0)), seed=0)
     oracle = np.array(
-        [best_return(one, first_cut=FIRST_CUT, min_cut=MIN_CUT, weights=WEIGHTS) / len(one) for one in held_out]
+        [best_return(one, first_cut=FIRST_CUT, min_cut=MIN_CUT, weights=WEIGHTS) / len(one) for one in on.held_out]
     )
-    others = baselines(held_out, of_trace, costs)
+    others = baselines(on.held_out, on.of_trace, on.costs)
     advance()
-    networks = [load_policy(path, actions=costs.depth + 2)[1] for path in policies]
-    for seed in range(0 if policies else seeds):
-        networks.append(learned(training, plan, seed))
-        advance()
-    policy = np.array([returns(held_out, by_network(network), seed=seed) for seed, network in enumerate(networks)])
+    networks = [load_policy(path, actions=on.costs.depth + 2)[1] for path in policies]
+    networks += _every(our_policy, plan, 0 if policies else seeds, jobs=jobs, advance=advance)
+    policy = np.array([returns(on.held_out, by_network(network), seed=seed) for seed, network in enumerate(networks)])
+    theirs = _every(their_returns, plan, sb3, jobs=jobs, advance=advance)
     gap = (oracle - random).mean()
     result: dict[str, Any] = {
         "oracle_ratio": float((policy - random).mean() / gap),
@@ -151,19 +185,30 @@ def measure(
         "by_trace": {"policy": policy.mean(axis=0).tolist(), "oracle": oracle.tolist()}
         | {name: values.tolist() for name, values in others.items()},
     }
-    if sb3:
-        from tests.bench.policy_sb3 import learn
-
-        theirs = []
-        for seed in range(sb3):
-            theirs.append(returns(held_out, learn(training, plan, WEIGHTS, seed=seed), seed=seed))
-            advance()
+    if theirs:
         result["sb3"] = {
             "seeds": sb3,
             "oracle_ratio": float((np.array(theirs) - random).mean() / gap),
+            "oracle_ratio_by_seed": [float((one - random).mean() / gap) for one in theirs],
             "margin": _margin(policy, np.mean(theirs, axis=0)),
         }
     return result
+
+
+def _every(
+    work: Callable[[Plan, int], Made], plan: Plan, seeds: int, *, jobs: int, advance: Callable[[], None]
+) -> list[Made]:
+    """What `work` makes of every seed, `jobs` at a time in processes of their own."""
+    made = []
+    with ExitStack() as stack:
+        each: Iterable[Made] = map(partial(work, plan), range(seeds))
+        if jobs > 1 and seeds > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("spawn")))
+            each = pool.map(partial(work, plan), range(seeds))
+        for one in each:
+            made.append(one)
+            advance()
+    return made
 
 
 def _margin(policy: Values, other: Values) -> dict[str, Any]:
@@ -196,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sb3-seeds", type=int, default=5, help="0: without the comparison")
     parser.add_argument("--policies", type=Path, nargs="+", default=[], help="files to judge instead of learning")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one core each (default 2)")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -204,7 +250,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         seeds, plan, sb3 = 2, replace(Plan(), updates=Plan().updates // 10), 0
     with ProgressBar(disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("policies", total=1 + (0 if given.policies else seeds) + sb3)
-        result = measure(policies=given.policies, seeds=seeds, plan=plan, sb3=sb3, advance=lambda: bar.advance(task))
+        result = measure(
+            policies=given.policies,
+            seeds=seeds,
+            plan=plan,
+            sb3=sb3,
+            jobs=given.jobs,
+            advance=lambda: bar.advance(task),
+        )
     show(result)
     if given.json:
         print(json.dumps(result))

@@ -66,12 +66,25 @@ def test_margins_are_paired() -> None:
     assert 0.08 < found.low < found.mean < found.high < 0.12
 
 
+def updates_and_seed(plan: Plan, seed: int) -> tuple[int, int]:
+    return plan.updates, seed
+
+
+def test_seeds_are_learned_side_by_side_as_one_after_another() -> None:
+    seen: list[int] = []
+    plan = Plan(updates=7)
+    together = bench._every(updates_and_seed, plan, 3, jobs=2, advance=lambda: seen.append(1))
+    assert together == bench._every(updates_and_seed, plan, 3, jobs=1, advance=lambda: seen.append(1))
+    assert together == [(7, 0), (7, 1), (7, 2)]
+    assert len(seen) == 6
+
+
 def test_the_report_has_every_figure_and_ends_with_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "read_split", lambda: Split(160, (("wifi", 1),), (("lte", 2), ("outage", 3))))
     monkeypatch.setattr(bench, "Plan", lambda: Plan(updates=10, batch=4, steps=4))
-    assert bench.main(["--quick", "--json"]) == 0
+    assert bench.main(["--quick", "--json", "--jobs", "1"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result) >= {"oracle_ratio", "margin", "decision_us", "wire_bytes"}
     assert len(result["oracle_ratio_by_seed"]) == 2
