@@ -32,7 +32,9 @@ class Sounds:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A finished run; ``others_cores``: how many of this machine's cores were busy with something else meanwhile."""
+    """A finished run; ``others_cores``: how many of this machine's cores were busy with something else meanwhile, what
+    runs at a lower priority left out.
+    """
 
     journals: tuple[DeviceJournal, ...]
     broker: str
@@ -99,9 +101,9 @@ def counted(plan: Plan, ran: Ran) -> list[DeviceFigures]:
 
 
 def _busy_s() -> float:
-    """Processor time of the whole machine that was not idle."""
+    """Processor time of the whole machine that was not idle, nor spent on what gives way at once (``nice``)."""
     times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "nice", 0.0))
 
 
 def _own_s() -> float:
