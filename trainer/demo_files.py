@@ -101,14 +101,19 @@ def windows_sent(options: DemoOptions) -> int:
 
 def _share(options: DemoOptions) -> float:
     """What the devices' configuration says; it also says what is wrong with another value."""
-    sending = _with({"sending": {}}, options.device_settings)["sending"]
-    share = sending.get("share", 1.0) if isinstance(sending, dict) else 1.0
+    share = _sending(options).get("share", 1.0)
     return float(share) if isinstance(share, (int, float)) and 0 < share <= 1 else 1.0
+
+
+def _sending(options: DemoOptions) -> dict[str, object]:
+    """The block ``sending`` of the devices' files, as far as it was asked for."""
+    sending = _with({"sending": {}}, options.device_settings)["sending"]
+    return sending if isinstance(sending, dict) else {}
 
 
 def _learns_alone(options: DemoOptions) -> bool:
     """Whether devices take steps of their own on what they do not send, and those are what there is to merge."""
-    return _share(options) < 1
+    return _share(options) < 1 and _sending(options).get("unsent", "learn") == "learn"
 
 
 def _merging(options: DemoOptions) -> dict[str, int]:

@@ -52,7 +52,12 @@ def test_the_files_written_are_valid_configuration(tmp_path: Path, cut: str) -> 
     assert len(files.devices) == 4
 
 
-@pytest.mark.parametrize(("settings", "budget"), [([], 6000), (["sending.share=0.25", "sending.by=random"], 1500)])
+QUARTER = ["sending.share=0.25", "sending.by=random"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "budget"), [([], 6000), (QUARTER, 1500), ([*QUARTER, "sending.unsent=skip"], 1500)]
+)
 def test_the_schedule_s_budget_is_what_the_devices_send(tmp_path: Path, settings: list[str], budget: int) -> None:
     given = [word for setting in settings for word in ("--set-device", setting)]
     options, _ = parse([*given, "--out", str(tmp_path)])
@@ -61,7 +66,8 @@ def test_the_schedule_s_budget_is_what_the_devices_send(tmp_path: Path, settings
     assert trainer.budget_windows == budget
     default = type(trainer).model_fields["merge_every"].default
     averaged = trainer.fleet.client_updates == "averaged"
-    assert averaged == (budget < 6000), "what is learned alone are steps of the devices' own"
+    learns_alone = budget < 6000 and "sending.unsent=skip" not in settings
+    assert averaged == learns_alone, "what is learned alone are steps of the devices' own"
     assert trainer.merge_every == (round(AVERAGED_EVERY * budget / 6000) if averaged else default)
     device = config.load_device(files.devices["device-1"])
     assert device.windows == 1500
