@@ -122,19 +122,14 @@ def ablations(prefix: str, title: str, device: Settings = ()) -> Iterator[Row]:
         yield Row(f"{prefix}-{name}", f"{title}: {words}", plain(*weights, device=device))
 
 
+COARSE = ("codec", "int4-deviation-zlib")
 # Devices that hold no weights of the fleet learn the same whatever these say: so their results outlive new defaults.
 APART_TRAINER: Settings = (("merge_every", 50), ("max_lag", 4))
 APART_FLEET: Settings = (("change_codec", "int4"), ("delta_codec", "int4"))
-SPARSE: Settings = (("sending.share", 0.25), ("sending.by", "uncertainty"))
-SPARSE_RANDOM: Settings = (("sending.share", 0.25), ("sending.by", "random"))
-# Without local steps the devices' part is summed up, and merged, as in a fleet that sends everything; by chance, since
-# a device that judges its own windows has to follow every block.
-LEAN: Settings = (
-    ("sending.share", 0.25),
-    ("sending.by", "random"),
-    ("sending.unsent", "skip"),
-    ("codec", "int4-deviation-zlib"),
-)
+# What is not sent is passed over: then the devices' part is summed up, and merged, as in a fleet that sends everything.
+SPARSE: Settings = (("sending.share", 0.25), ("sending.by", "uncertainty"), ("sending.unsent", "skip"), COARSE)
+SPARSE_RANDOM: Settings = (("sending.share", 0.25), ("sending.by", "random"), ("sending.unsent", "skip"), COARSE)
+SPARSE_LEARNING: Settings = (("sending.share", 0.25), ("sending.by", "uncertainty"))
 TERMS = {
     "task": ("task alone", ("sw", "laplacian")),
     "sw": ("task + sliced Wasserstein", ("laplacian",)),
@@ -173,8 +168,8 @@ ROWS = (
     Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),
     Row("sparse-uncertainty", "25 % of the windows sent, by uncertainty", plain(device=SPARSE), seeds=(0, 1)),
     Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=(0, 1)),
-    Row("coarse", "StreamSplit, activations in steps of a deviation", plain(device=LEAN[-1:])),
-    Row("lean", "the same, any 25 % of the windows sent, the others passed over", plain(device=LEAN)),
+    Row("sparse-learning", "25 % by uncertainty, the others learned alone", plain(device=SPARSE_LEARNING)),
+    Row("coarse", "StreamSplit, activations in steps of a deviation", plain(device=(COARSE,))),
     Row("cola", "COLA on EfficientNet-B0", plain(fleet=(("objective", "cola"),), encoder="efficientnet-b0"), (1, 2, 3)),
     Row("clap", "CLAP, captions from class names (supervised)", plain(fleet=(("objective", "clap"),))),
     Row("untrained-b0", "EfficientNet-B0, untrained", plain(encoder="efficientnet-b0"), (1, 2, 3), trained=False),
@@ -212,9 +207,12 @@ COMPARISONS = (
         "sparse_uncertainty_minus_random", "sparse-uncertainty", "sparse-random", "25 % by uncertainty minus at random"
     ),
     Comparison(
-        "coarse_minus_streamsplit", "coarse", "streamsplit", "activations in steps of a deviation minus default"
+        "sparse_learning_minus_full",
+        "sparse-learning",
+        "streamsplit",
+        "25 % by uncertainty, the others learned alone, minus all",
     ),
-    Comparison("lean_minus_streamsplit", "lean", "streamsplit", "any 25 % sent, coarser, the others passed over"),
+    Comparison("coarse_minus_full", "coarse", "streamsplit", "activations in steps of a deviation minus default"),
     Comparison("cola_gain", "cola", "untrained-b0", "COLA minus untrained, EfficientNet-B0", mean_from=5.0),
     Comparison("clap_gain", "clap", "untrained", "CLAP minus untrained", mean_from=5.0),
     *(
