@@ -10,7 +10,8 @@ on the device, from the trainer or its own; until its gradient was applied; byte
 seconds of compute, and energy by the profile's model. A device that loses windows or messages, or whose queue never
 empties, is marked saturated. Afterwards a fleet to which things happen: a busy processor, a slower link, an outage.
 
-Writes ``report.json``, ``report.md`` and pictures to ``--out``; a whole run (no option but ``--json``, ``--data``,
+Writes ``report.json``, ``report.md`` and pictures to ``--out``, where runs that came to their end are kept: a call that
+was broken off goes on there. A whole run (no option but ``--json``, ``--data``,
 ``--esc10``, ``--broker`` and ``--out``) also ``tests/bench/results/testbed.json``, from which README's part is made.
 The last line is one JSON object. ``others_cores`` of a row says how much of the machine something else took: above some
 0.2 its latencies say more about that.

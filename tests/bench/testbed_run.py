@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
 
 from broker.start import open_broker
+from common.atomic_file import write_atomically
 from common.config import load_profile
 from device.conditions import Condition
 from tests.bench.testbed_figures import DeviceFigures, device_figures, power_of
@@ -19,7 +23,9 @@ from tests.bench.testbed_journal import DeviceJournal, read_journal
 from tests.bench.testbed_plan import Board, Plan, RowPlan, conditions, joules_per_megabyte, options, put_boards, steady
 from trainer.dataset_layouts import split_recordings
 from trainer.demo import train
-from trainer.demo_files import write_files
+from trainer.demo_files import device_names, write_files
+
+FINISHED = "finished.json"  # in a run's folder: what it was a run of, and what its journals do not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,12 @@ def _run(
     console: Console,
 ) -> Ran:
     asked = options(plan, row, boards=len(boards), windows=windows, out=out, data=sounds.data, esc10=sounds.esc10)
-    out.mkdir(parents=True, exist_ok=True)
+    what = _what(plan, row, boards, playing, windows, sounds)
+    if (found := _finished(out, what, len(boards))) is not None:
+        console.print("  was run already")
+        return found
+    shutil.rmtree(out, ignore_errors=True)  # another run's weights are no beginning
+    out.mkdir(parents=True)
     split = split_recordings(sounds.data, asked.fold, esc10=sounds.esc10) if sounds.data else None
     started_s, busy_s, own_s = time.monotonic(), _busy_s(), _own_s()
     with open_broker(broker, directory=out / "broker") as opened:
@@ -82,8 +93,45 @@ def _run(
         train(asked, files, opened.url, console)
     wall_s = time.monotonic() - started_s
     others_s = max(0.0, _busy_s() - busy_s - (_own_s() - own_s))
-    journals = tuple(read_journal(state / "steps.jsonl") for state in files.device_states.values())
-    return Ran(journals, opened.kind, wall_s, others_s / wall_s)
+    ended = {"what": what, "broker": opened.kind, "wall_s": wall_s, "others_cores": others_s / wall_s}
+    write_atomically(out / FINISHED, json.dumps(ended).encode())
+    return Ran(_journals(out, len(boards)), opened.kind, wall_s, others_s / wall_s)
+
+
+def _what(
+    plan: Plan,
+    row: RowPlan,
+    boards: Sequence[Board],
+    playing: Sequence[Sequence[Condition]],
+    windows: int,
+    sounds: Sounds,
+) -> dict[str, Any]:
+    """All that decides what a run is, as JSON gives it back."""
+    made = {
+        "seed": plan.seed,
+        "encoder": plan.encoder,
+        "row": row.model_dump(),
+        "boards": [board.model_dump() for board in boards],
+        "conditions": [[asdict(one) for one in happening] for happening in playing],
+        "windows": windows,
+        "sounds": [str(sounds.data), sounds.esc10],
+    }
+    return dict(json.loads(json.dumps(made)))
+
+
+def _finished(out: Path, what: dict[str, Any], devices: int) -> Ran | None:
+    """The run in the folder, if it is this one and came to its end: a call that was broken off can be repeated."""
+    path = out / FINISHED
+    if not path.exists():
+        return None
+    ended = json.loads(path.read_text(encoding="utf-8"))
+    if ended["what"] != what:
+        return None
+    return Ran(_journals(out, devices), ended["broker"], ended["wall_s"], ended["others_cores"])
+
+
+def _journals(out: Path, devices: int) -> tuple[DeviceJournal, ...]:
+    return tuple(read_journal(out / name / "steps.jsonl") for name in device_names(devices))
 
 
 def counted(plan: Plan, ran: Ran) -> list[DeviceFigures]:

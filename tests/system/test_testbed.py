@@ -35,7 +35,8 @@ def test_a_short_run_measures_both_rows_and_a_device_learns_alone_while_its_link
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     committed = RESULT.read_bytes() if RESULT.exists() else None
-    assert main(["--plan", str(short_plan(tmp_path)), "--out", str(tmp_path / "out"), "--json"]) == 0
+    arguments = ["--plan", str(short_plan(tmp_path)), "--out", str(tmp_path / "out"), "--json"]
+    assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["latency_ratio_p50"] > 0
     # 4 bits of both views at cut 5 and the gradients, against 30,720 bytes a window.
@@ -58,3 +59,5 @@ def test_a_short_run_measures_both_rows_and_a_device_learns_alone_while_its_link
     for name in ("report.md", "latency.png", "energy.png", "timeline.png", "events.png"):
         assert (tmp_path / "out" / name).stat().st_size > 500
     assert (RESULT.read_bytes() if RESULT.exists() else None) == committed, "another plan's figures are no result"
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result, "what was run is not run again"
