@@ -16,7 +16,7 @@ from common.actions import LOCAL
 from common.messages import Telemetry
 from common.policy import OBSERVATION_NAMES
 from trainer.link_traces import STEP_S
-from trainer.reward import RewardWeights, reward, utility
+from trainer.reward import RewardWeights, reward, utility, with_dropped
 
 OLDEST = 2
 MOST_KEPT = 20_000  # decisions waiting to be learned from; older ones are dropped
@@ -47,6 +47,7 @@ class Experience:
         parts_per_step: windows of a step in this fleet.
 
     Attributes:
+        drawn: how many decisions wait from which a policy can learn.
         idle_watts: by device, what its board spends without computing; a device that is not named spends 0.
     """
 
@@ -56,12 +57,8 @@ class Experience:
         self._last: dict[str, Telemetry] = {}
         self._open: dict[str, list[Reported]] = {}
         self._closed: list[list[Reported]] = []
+        self.drawn = 0
         self.idle_watts: dict[str, float] = {}
-
-    @property
-    def drawn(self) -> int:
-        """How many decisions wait from which a policy can learn."""
-        return sum(one.drawn for trajectory in self._all() for one in trajectory)
 
     def offer(self, device: str, telemetry: Telemetry) -> Reported | None:
         """Take a device's telemetry; the decision it completed, if it did."""
@@ -88,29 +85,33 @@ class Experience:
             device, telemetry.observation, telemetry.mask, place, telemetry.log_prob, telemetry.policy_version, worth
         )
         self._open.setdefault(device, []).append(made)
+        self.drawn += made.drawn
         return made
 
     def take(self, *, version: int) -> list[list[Reported]]:
         """All trajectories of two decisions and more, by `version` or up to `OLDEST` before it; then forgotten."""
         for device in list(self._open):
             self._cut(device)
-        taken, self._closed = self._closed, []
+        taken, self._closed, self.drawn = self._closed, [], 0
         recent = [_without_old(trajectory, version - OLDEST) for trajectory in taken]
         return [part for parts in recent for part in parts if len(part) > 1]
-
-    def _all(self) -> list[list[Reported]]:
-        return [*self._closed, *self._open.values()]
 
     def _cut(self, device: str) -> None:
         trajectory = self._open.pop(device, [])
         if len(trajectory) > 1:
             self._closed.append(trajectory)
+        else:
+            self._forget(trajectory)
         while sum(map(len, self._closed)) > MOST_KEPT:
-            self._closed.pop(0)
+            self._forget(self._closed.pop(0))
+
+    def _forget(self, trajectory: list[Reported]) -> None:
+        self.drawn -= sum(one.drawn for one in trajectory)
 
     def _worth(self, device: str, before: Telemetry, now: Telemetry) -> float | None:
         """The decision's reward; None where nothing can be said of it."""
-        windows = now.windows - before.windows + max(0, now.windows_dropped - before.windows_dropped)
+        dropped = max(0, now.windows_dropped - before.windows_dropped)
+        windows = now.windows - before.windows + dropped
         if windows <= 0 or now.embedding_ms is None:
             return None
         idle_joules = self.idle_watts.get(device, 0.0) * windows * STEP_S
@@ -126,7 +127,7 @@ class Experience:
                 local_utility=w.local_utility,
                 uncertainty_weight=w.uncertainty_weight,
             ),
-            latency_ms=_one(now.embedding_ms),
+            latency_ms=with_dropped(_one(now.embedding_ms), _one(1.0 - _share(dropped, windows)), w=w),
             energy_joules=_one(max(0.0, now.energy_joules - before.energy_joules - idle_joules) / windows),
             bytes_moved=_one(max(0, moved_bytes) / windows),
             moved=_one(float(now.cut != before.cut and now.action != LOCAL)),

@@ -13,13 +13,19 @@ from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork
 from trainer.policy_experience import Reported
 from trainer.policy_file import network_of, take_over
-from trainer.policy_pretraining import DECAY, DISCOUNT
+from trainer.policy_pretraining import DISCOUNT
 from trainer.ppo import ActorCritic, Health, Learner, Samples, Settings, advantages
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
 from trainer.simulator import Simulator
 
-ONLINE = Settings(learning_rate=1e-3, epochs=8, minibatch=256, clip=0.2, entropy=0.003, stop_kl=0.03)
+ONLINE = Settings(learning_rate=5e-4, epochs=8, minibatch=256, clip=0.2, entropy=0.003, stop_kl=0.03)
+# A policy travels without its value, and a fleet that changes is worth something else at once: before a decision is
+# called better or worse than expected, the value learns what to expect. Targets are computed anew in every round.
+VALUE_ROUNDS, VALUE_EPOCHS = 4, 5
+# Shorter than in the simulator: a fleet draws a few hundred decisions where the simulator draws thousands, and what
+# comes after a decision is mostly the link's doing.
+ONLINE_DECAY = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,18 @@ class Lesson:
     health: Health
     simulated_change: float
     accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A trajectory as arrays, `[T]` or `[T, F]` and `[T, A]`; `reward` in units of a value, which is a mean then."""
+
+    observation: torch.Tensor
+    mask: torch.Tensor
+    action: torch.Tensor
+    log_prob: torch.Tensor
+    drawn: torch.Tensor
+    reward: NDArray[np.float64]
 
 
 class FleetLearner:
@@ -61,7 +79,13 @@ class FleetLearner:
         self._model = ActorCritic(len(OBSERVATION_NAMES), network.sizes[-1], seed=seed)
         take_over(self._model, network)
         self._learner = Learner(self._model, settings, seed=seed)
+        self._begun_with = network
         self._first = self.simulated(network)
+
+    def judge_by(self, tables: Sequence[Tables]) -> None:
+        """From now on the simulator judges by these, new policies and the one it began with alike."""
+        self._tables = tables
+        self._first = self.simulated(self._begun_with)
 
     def simulated(self, network: PolicyNetwork) -> float:
         """Mean reward of a decision of this policy in the simulator, along every trace once, always the same ones."""
@@ -85,7 +109,12 @@ class FleetLearner:
         """One update; ValueError without trajectories."""
         if not trajectories:
             raise ValueError("nothing to learn from")
-        samples = self.samples(trajectories)
+        told = [_told(trajectory) for trajectory in trajectories]
+        for _ in range(VALUE_ROUNDS):
+            known = self._samples(told)
+            for _ in range(VALUE_EPOCHS):
+                self._learner.fit_value(known)
+        samples = self._samples(told)
         health = self._learner.update(samples)
         candidate = network_of(self._model)
         change = self.simulated(candidate) - self._first
@@ -98,28 +127,36 @@ class FleetLearner:
         drawn = int(samples.learn.sum())
         return Lesson(len(rewards), drawn, float(np.mean(rewards)), health, change, accepted)
 
-    def samples(self, trajectories: Sequence[Sequence[Reported]]) -> Samples:
+    def _samples(self, told: Sequence[_Told]) -> Samples:
         """Trajectories as samples; the last decision of each has no successor and only says what came after."""
-        parts = [self._of(trajectory) for trajectory in trajectories]
+        parts = [self._of(one) for one in told]
         return Samples(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    def _of(self, trajectory: Sequence[Reported]) -> dict[str, torch.Tensor]:
-        observation = torch.tensor([one.observation for one in trajectory], dtype=torch.float32)
+    def _of(self, told: _Told) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
-            value = self._model.value(observation).double().numpy()
-        worth: NDArray[np.float64] = np.array([one.reward for one in trajectory])[:-1, None]
-        done = np.zeros(worth.shape, dtype=bool)
+            value = self._model.value(told.observation).double().numpy()
+        done = np.zeros((len(value) - 1, 1), dtype=bool)
         done[-1] = True
         before, after = value[:-1, None], value[1:, None]
-        advantage = advantages(worth, before, after, done, discount=DISCOUNT, decay=DECAY)[:, 0]
-        kept = trajectory[:-1]
+        advantage = advantages(told.reward[:-1, None], before, after, done, discount=DISCOUNT, decay=ONLINE_DECAY)[:, 0]
         return {
-            "observation": observation[:-1],
-            "mask": torch.tensor([one.mask for one in kept]),
-            "action": torch.tensor([one.action for one in kept]),
-            "log_prob": torch.tensor([one.log_prob for one in kept], dtype=torch.float32),
+            "observation": told.observation[:-1],
+            "mask": told.mask[:-1],
+            "action": told.action[:-1],
+            "log_prob": told.log_prob[:-1],
             "advantage": torch.from_numpy(advantage).float(),
             "returns": torch.from_numpy(advantage + before[:, 0]).float(),
             "value": torch.from_numpy(before[:, 0]).float(),
-            "learn": torch.tensor([one.drawn for one in kept]),
+            "learn": told.drawn[:-1],
         }
+
+
+def _told(trajectory: Sequence[Reported]) -> _Told:
+    return _Told(
+        observation=torch.tensor([one.observation for one in trajectory], dtype=torch.float32),
+        mask=torch.tensor([one.mask for one in trajectory]),
+        action=torch.tensor([one.action for one in trajectory]),
+        log_prob=torch.tensor([one.log_prob for one in trajectory], dtype=torch.float32),
+        drawn=torch.tensor([one.drawn for one in trajectory]),
+        reward=(1.0 - DISCOUNT) * np.array([one.reward for one in trajectory]),
+    )

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from common.policy import OBSERVATION_NAMES
+from common.policy_network import PolicyNetwork
+from trainer.policy_file import take_over
 from trainer.ppo import ActorCritic, Health, Learner, Samples, Settings, advantages
 from trainer.reward import RewardWeights
-from trainer.simulated_costs import Tables
+from trainer.simulated_costs import MERGE_BATCHES, Tables
 from trainer.simulator import Simulator
 
 Values = NDArray[np.float64]
@@ -22,13 +24,24 @@ DISCOUNT, DECAY = 0.98, 0.95
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is learned: `updates` of `batch` devices with `steps` decisions each."""
+    """How much is learned: `updates` of `batch` devices with `steps` decisions each, which begin at any cut.
 
-    updates: int = 200
+    A move deeper fetches weights: it is dear at once and pays over many decisions, and what a policy that tries things
+    out has fetched is out of date with the next version. So one that meets versions at their true pace from the start
+    gives up moving before it has seen what it is worth (measured: tests/bench/LOG.md). For the first `easy` of its
+    updates they come as seldom as `easy_merges` says.
+    """
+
+    updates: int = 400
     batch: int = 128
     steps: int = 64
     min_cut: int = 3
-    first_cut: int = 5
+    easy: float = 0.6
+    easy_merges: int = 48
+
+    def merge_every(self, update: int) -> int:
+        """Decisions between two versions while this update is collected."""
+        return self.easy_merges if update < self.easy * self.updates else MERGE_BATCHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +60,21 @@ def pretrain(
     settings: Settings,
     weights: RewardWeights,
     seed: int,
+    network: PolicyNetwork | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> ActorCritic:
-    """An actor-critic that has learned on `tables`; the learning rate falls linearly to nothing."""
-    simulator = Simulator(
-        tables, batch=plan.batch, min_cut=plan.min_cut, first_cut=plan.first_cut, weights=weights, seed=seed
-    )
+    """An actor-critic that has learned on `tables`, from `network` on if there is one.
+
+    The learning rate falls linearly to nothing.
+    """
+    simulator = Simulator(tables, batch=plan.batch, min_cut=plan.min_cut, first_cut=None, weights=weights, seed=seed)
     model = ActorCritic(len(OBSERVATION_NAMES), simulator.actions, seed=seed)
+    if network is not None:
+        take_over(model, network)
     learner = Learner(model, settings, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for update in range(plan.updates):
+        simulator.merge_every = plan.merge_every(update)
         learner.pace(1.0 - update / plan.updates)
         samples, reward = collect(model, simulator, steps=plan.steps, generator=generator)
         report(Progress(update, reward, learner.update(samples)))

@@ -18,6 +18,7 @@ Values = NDArray[np.float64]
 HIDDEN = 32
 GRADIENT_NORM = 0.5
 VALUE_WEIGHT = 0.5
+VALUE_RATE = 3e-3  # of learning the value alone, which no policy has to follow slowly
 
 
 class ActorCritic(nn.Module):
@@ -63,7 +64,7 @@ class Settings:
     epochs: int = 4
     minibatch: int = 512
     clip: float = 0.2
-    entropy: float = 0.02
+    entropy: float = 0.03
     stop_kl: float = 0.03
 
 
@@ -108,6 +109,7 @@ class Learner:
         self.settings = settings
         self._entropy_weight = settings.entropy
         self._optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, eps=1e-5)
+        self._value_optimizer = torch.optim.Adam(model.critic.parameters(), lr=VALUE_RATE, eps=1e-5)
         self._generator = torch.Generator().manual_seed(seed)
 
     def pace(self, share: float) -> None:
@@ -115,6 +117,13 @@ class Learner:
         self._entropy_weight = share * self.settings.entropy
         for group in self._optimizer.param_groups:
             group["lr"] = share * self.settings.learning_rate
+
+    def fit_value(self, samples: Samples) -> None:
+        """One epoch of the value alone."""
+        order = torch.randperm(len(samples.action), generator=self._generator)
+        for chosen in order.split(self.settings.minibatch):
+            loss = (self.model.value(samples.observation[chosen]) - samples.returns[chosen]).square().mean()
+            self._step(loss, self._value_optimizer)
 
     def update(self, samples: Samples) -> Health:
         """Learn from the samples. The value learns from all of them, the policy from those with `learn`."""
@@ -142,11 +151,14 @@ class Learner:
         entropy = (_entropy(log_probs) * learn).sum() / total
         value_loss = (self.model.value(samples.observation[chosen]) - samples.returns[chosen]).square().mean()
         loss = policy_loss + VALUE_WEIGHT * value_loss - self._entropy_weight * entropy
-        self._optimizer.zero_grad(set_to_none=True)
+        self._step(loss, self._optimizer)
+        return float((((ratio - 1.0) - ratio.log()) * learn).sum().detach() / total)
+
+    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
-        self._optimizer.step()
-        return float((((ratio - 1.0) - ratio.log()) * learn).sum().detach() / total)
+        optimizer.step()
 
     def _health(self, samples: Samples) -> Health:
         with torch.no_grad():

@@ -55,6 +55,12 @@ def utility(
     return answered * (local_utility + gain) + local * local_utility
 
 
+def with_dropped(latency_ms: Values, kept: Values, *, w: RewardWeights) -> Values:
+    """Mean latency of all windows, of which the share `kept` took `latency_ms`: a dropped one is as late as can be."""
+    most_ms = w.most_late * w.latency_budget_ms
+    return kept * np.minimum(latency_ms, most_ms) + (1.0 - kept) * most_ms
+
+
 def reward(
     *, utility: Values, latency_ms: Values, energy_joules: Values, bytes_moved: Values, moved: Values, w: RewardWeights
 ) -> Values:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.link_traces import STEP_S
-from trainer.reward import RewardWeights, reward, utility
+from trainer.reward import RewardWeights, reward, utility, with_dropped
 from trainer.simulated_costs import MERGE_BATCHES, WINDOWS, Tables
 
 Values = NDArray[np.float64]
@@ -37,13 +37,33 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a device counts of a decision: means over its windows.
+
+    Attributes:
+        kept: share of the windows that found a place in the queue; the others were dropped.
+        answered, local: shares of the kept that are learned from with the fleet, and alone.
+        latency_ms: of the kept, window taken up to embedding, the wait in the queue included.
+        energy_joules, bytes_moved: of every window, the dropped and what was fetched included.
+    """
+
+    kept: Values
+    answered: Values
+    local: Values
+    latency_ms: Values
+    energy_joules: Values
+    bytes_moved: Values
+
+
+@dataclass(frozen=True, slots=True)
 class Next:
-    """Where a decision leads: the new state, and the reward."""
+    """Where a decision leads: the new state, what came of it, and the reward."""
 
     cut: Counts
     since: Counts
     queue: Counts
     held: Counts
+    outcome: Outcome
     reward: Values
 
 
@@ -89,33 +109,42 @@ def advance(
     waiting = queue + WINDOWS - served
     after = np.minimum(waiting, QUEUE_CAPACITY)
     kept = 1.0 - (waiting - after) / WINDOWS
-    late_ms = 1e3 * (row.delay_s + 0.5 * (queue + after) * row.service_s)
-    most_ms = weights.most_late * weights.latency_budget_ms
-    latency_ms = kept * np.minimum(late_ms, most_ms) + (1.0 - kept) * most_ms
-    worth = reward(
-        utility=utility(
-            kept * row.answered,
-            kept * row.local,
-            row.uncertainty,
-            local_utility=weights.local_utility,
-            uncertainty_weight=weights.uncertainty_weight,
-        ),
-        latency_ms=latency_ms,
+    outcome = Outcome(
+        kept=kept,
+        answered=row.answered,
+        local=row.local,
+        latency_ms=1e3 * (row.delay_s + 0.5 * (queue + after) * row.service_s),
         energy_joules=kept * row.joules + fetched * row.fetch_joules,
         bytes_moved=kept * row.bytes_moved + fetched,
-        moved=moved.astype(np.float64),
-        w=weights,
     )
     return Next(
         cut=target,
         since=np.where(moved, 1, np.minimum(since + 1, DWELL)),
         queue=after,
         held=np.maximum(target, held),
-        reward=worth,
+        outcome=outcome,
+        reward=_worth(outcome, row.uncertainty, moved, weights),
     )
 
 
-def is_merge(step: NDArray[np.intp]) -> NDArray[np.bool_]:
+def _worth(outcome: Outcome, uncertainty: Values, moved: NDArray[np.bool_], weights: RewardWeights) -> Values:
+    return reward(
+        utility=utility(
+            outcome.kept * outcome.answered,
+            outcome.kept * outcome.local,
+            uncertainty,
+            local_utility=weights.local_utility,
+            uncertainty_weight=weights.uncertainty_weight,
+        ),
+        latency_ms=with_dropped(outcome.latency_ms, outcome.kept, w=weights),
+        energy_joules=outcome.energy_joules,
+        bytes_moved=outcome.bytes_moved,
+        moved=moved.astype(np.float64),
+        w=weights,
+    )
+
+
+def is_merge(step: NDArray[np.intp], every: int = MERGE_BATCHES) -> NDArray[np.bool_]:
     """Whether a version was published before this decision."""
-    merges: NDArray[np.bool_] = step % MERGE_BATCHES == 0
+    merges: NDArray[np.bool_] = step % every == 0
     return merges

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from common.policy import FORWARD_MS, HALF_AGE_S, LINK_SMOOTHING, OBSERVATION_NAMES, ROUND_TRIP_MS, UPLINK_MBPS
 from trainer.link_traces import STEP_S
 from trainer.reward import RewardWeights
-from trainer.simulated_costs import WINDOWS, Tables
-from trainer.simulated_device import DWELL, QUEUE_CAPACITY, Counts, Row, advance, is_merge
+from trainer.simulated_costs import MERGE_BATCHES, WINDOWS, Tables
+from trainer.simulated_device import DWELL, QUEUE_CAPACITY, Counts, Outcome, Row, advance, is_merge
 
 Values = NDArray[np.float64]
 Masks = NDArray[np.bool_]
@@ -38,6 +38,7 @@ class Stepped:
     reward: Values
     done: NDArray[np.bool_]
     actions: Counts
+    outcome: Outcome
 
 
 class Simulator:
@@ -45,9 +46,13 @@ class Simulator:
 
     Args:
         tables: what every action costs along each trace, all of one length and depth.
-        min_cut: the privacy floor; `first_cut`: where a device begins.
+        min_cut: the privacy floor; `first_cut`: where a device begins, None: anywhere from the floor on.
         seed: of everything random: which traces, where they begin, the noise of what is measured.
         in_order: device `i` takes trace `i`, from its beginning: for evaluation, with `batch` = the number of traces.
+
+    Attributes:
+        merge_every: decisions between two versions of the weights; who learns may begin with more
+            (`trainer.policy_pretraining.Plan`).
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class Simulator:
         *,
         batch: int,
         min_cut: int,
-        first_cut: int,
+        first_cut: int | None,
         weights: RewardWeights,
         seed: int,
         in_order: bool = False,
@@ -71,6 +76,7 @@ class Simulator:
         self._length, self.depth = len(tables[0]), tables[0].depth
         self._weights, self._min_cut, self._first_cut = weights, min_cut, first_cut
         self._in_order = in_order
+        self.merge_every = MERGE_BATCHES
         self._trace = np.arange(batch) if in_order else np.zeros(batch, dtype=np.intp)
         self._step, self._left, self.cut, self._since, self._queue, self._held, self._unanswered = (
             np.zeros(batch, dtype=np.intp) for _ in range(7)
@@ -84,6 +90,12 @@ class Simulator:
     def actions(self) -> int:
         """How many actions there are: every cut, and local last."""
         return self.depth + 2
+
+    @property
+    def load(self) -> Values:
+        """The share of each processor that others take now, `[B]`."""
+        load: Values = self._columns["load"][self._trace, self._step]
+        return load
 
     def mask(self) -> Masks:
         """What each device may do now, `[B, L + 2]`, as `common.actions.allowed_mask` says it."""
@@ -135,7 +147,7 @@ class Simulator:
             queue=self._queue,
             held=self._held,
             whole_bytes=self._whole_bytes,
-            merged=is_merge(self._step),
+            merged=is_merge(self._step, self.merge_every),
             weights=self._weights,
         )
         self.cut, self._since, self._queue, self._held = after.cut, after.since, after.queue, after.held
@@ -145,7 +157,7 @@ class Simulator:
         done = (self._left == 0) | (self._step == self._length)
         if done.any():
             self._begin(done)
-        return Stepped(after.reward, done, actions)
+        return Stepped(after.reward, done, actions, after.outcome)
 
     def _measure(self, actions: Counts, rows: dict[str, Values], now: dict[str, Values]) -> None:
         """What the devices learn of their surroundings while they carry out what they decided."""
@@ -172,7 +184,9 @@ class Simulator:
         # A beginning anywhere: else devices that start together would meet every version together.
         start = np.zeros(count, dtype=np.intp) if self._in_order else self._rng.integers(length // 2, size=count)
         self._step[which], self._left[which] = start, length - start
-        self.cut[which] = self._held[which] = self._first_cut
+        first = self._first_cut
+        self.cut[which] = self._rng.integers(self._min_cut, self.depth + 1, count) if first is None else first
+        self._held[which] = self.cut[which]
         self._since[which], self._queue[which], self._unanswered[which] = DWELL, 0, 0
         for unknown in (self._rate, self._round_trip_ms, self._seen):
             unknown[which] = np.nan

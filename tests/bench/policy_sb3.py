@@ -25,8 +25,11 @@ Floats = NDArray[np.float32]
 class SimulatedFleet(VecEnv):  # type: ignore[misc, unused-ignore]  # Any where the extra is not installed
     """`trainer.simulator.Simulator` by stable-baselines3's interface of many environments at once."""
 
-    def __init__(self, simulator: Simulator, batch: int) -> None:
+    def __init__(self, simulator: Simulator, plan: Plan) -> None:
+        batch = plan.batch
         self._simulator = simulator
+        self._plan = plan
+        self._taken = 0
         self._actions: Counts = np.zeros(batch, dtype=np.intp)
         space = gymnasium.spaces.Box(0.0, 1.0, (len(OBSERVATION_NAMES),), np.float32)
         super().__init__(batch, space, gymnasium.spaces.Discrete(simulator.actions))
@@ -38,7 +41,9 @@ class SimulatedFleet(VecEnv):  # type: ignore[misc, unused-ignore]  # Any where 
         self._actions = actions
 
     def step_wait(self) -> tuple[Floats, Floats, NDArray[np.bool_], list[dict[str, Any]]]:
+        self._simulator.merge_every = self._plan.merge_every(self._taken // self._plan.steps)
         stepped = self._simulator.step(self._actions)
+        self._taken += 1
         seen = self._seen()
         # As ours does: what follows a trace that is cut off is worth about what its last state was.
         infos: list[dict[str, Any]] = [
@@ -77,12 +82,10 @@ def learn(tables: Sequence[Tables], plan: Plan, weights: RewardWeights, *, seed:
     Its own defaults where they are not about size: network, batch, minibatch, discount and learning rate are ours.
     """
     ours = Settings()
-    simulator = Simulator(
-        tables, batch=plan.batch, min_cut=plan.min_cut, first_cut=plan.first_cut, weights=weights, seed=seed
-    )
+    simulator = Simulator(tables, batch=plan.batch, min_cut=plan.min_cut, first_cut=None, weights=weights, seed=seed)
     model = MaskablePPO(
         "MlpPolicy",
-        SimulatedFleet(simulator, plan.batch),
+        SimulatedFleet(simulator, plan),
         learning_rate=lambda left: ours.learning_rate * left,
         n_steps=plan.steps,
         batch_size=ours.minibatch,

@@ -20,14 +20,17 @@ from common.topics import Topics
 from device.policy_splitter import shipped_policy
 from tests.bench.in_process_link import MemoryBroker
 from tests.fakes import FakeLink
-from tests.trainer.simulated import small_fleet
+from tests.trainer.simulated import costs, small_fleet
 from tests.trainer.test_policy_experience import told
-from trainer.learn_policy import PolicyProcess, learn
+from trainer.fleet_boards import FleetBoards
+from trainer.learn_policy import Judge, PolicyProcess, learn
+from trainer.link_traces import Split
 from trainer.policy_experience import Experience, Reported
 from trainer.policy_file import load_policy, network_of, save_policy, to_message
 from trainer.policy_learning import FleetLearner
 from trainer.ppo import ActorCritic
 from trainer.reward import RewardWeights
+from trainer.simulated_fleet import BOARDS, fleet_tables, shipped_board
 
 TOPICS = Topics("home")
 W = RewardWeights()
@@ -38,8 +41,10 @@ def learner(tolerance: float = 10.0) -> FleetLearner:
     return FleetLearner(network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=tolerance, seed=0)
 
 
-def trajectory(rng: np.random.Generator, network: PolicyNetwork, length: int = 64) -> list[Reported]:
-    """Decisions drawn from the policy, of which cut 6 pays."""
+def trajectory(
+    rng: np.random.Generator, network: PolicyNetwork, length: int = 64, *, always: float = 0.0
+) -> list[Reported]:
+    """Decisions drawn from the policy, of which cut 6 pays; `always`: what any of them pays besides."""
     mask = (False,) * 3 + (True,) * 7
     made = []
     for _ in range(length):
@@ -47,7 +52,7 @@ def trajectory(rng: np.random.Generator, network: PolicyNetwork, length: int = 6
         chances = network.probabilities(seen, mask)
         action = int(rng.choice(10, p=chances))
         log_prob = float(np.log(chances[action]))
-        made.append(Reported("pi", seen, mask, action, log_prob, 1, float(action == 6)))
+        made.append(Reported("pi", seen, mask, action, log_prob, 1, always + float(action == 6)))
     return made
 
 
@@ -57,6 +62,24 @@ def test_it_learns_from_a_fleet_what_pays_there() -> None:
     assert lessons[0].reward < 0.35
     assert lessons[-1].reward > 0.6
     assert all(lesson.accepted and lesson.drawn == 4 * 63 for lesson in lessons)
+
+
+def test_what_every_decision_pays_alike_does_not_hide_which_is_better() -> None:
+    pupil, rng = learner(), np.random.default_rng(0)
+    lessons = [pupil.learn([trajectory(rng, pupil.network, always=-5.0) for _ in range(4)]) for _ in range(20)]
+    assert lessons[0].reward < -5.0 + 0.35
+    assert lessons[-1].reward > -5.0 + 0.6
+
+
+def test_a_new_policy_is_judged_beside_the_first_one_on_the_boards_that_it_is_told_of() -> None:
+    pupil, rng = learner(tolerance=-10.0), np.random.default_rng(0)
+    first = pupil.network
+    shipped = pupil.simulated(first)
+    pupil.judge_by(fleet_tables([("wifi", 1)], costs(), steps=160, boards=[shipped_board(BOARDS[0], slower=3)]))
+    slow = pupil.simulated(first)
+    assert slow < shipped - 0.5
+    lesson = pupil.learn([trajectory(rng, pupil.network)])
+    assert abs(lesson.simulated_change) < 0.5 * (shipped - slow)
 
 
 def test_what_the_simulator_finds_worse_is_given_up() -> None:
@@ -71,6 +94,11 @@ def test_what_the_simulator_finds_worse_is_given_up() -> None:
         pupil.learn([])
 
 
+def judge() -> Judge:
+    boards = {name: shipped_board(name) for name in BOARDS}
+    return Judge(FleetBoards(boards, costs()), Split(160, (("wifi", 1), ("lte", 2)), ()), costs())
+
+
 class Process:
     def __init__(self, path: Path) -> None:
         self.link = FakeLink()
@@ -79,6 +107,7 @@ class Process:
             TOPICS,
             encoder="mobile",
             learner=learner(),
+            judge=judge(),
             experience=Experience(parts_per_step=8, weights=W),
             version=4,
             drawn_per_update=6,
@@ -105,6 +134,29 @@ def test_a_device_that_comes_is_told_the_policy_and_later_every_better_one(tmp_p
     assert [update.version for update in sent] == [4, 5]
     assert all(digest(update.data) == update.digest for update in sent)
     assert load_policy(tmp_path / "policy.bin", actions=10)[0] == sent[-1]
+
+
+def test_what_is_withheld_is_counted_and_nobody_is_told(tmp_path: Path) -> None:
+    one = Process(tmp_path / "policy.bin")
+    one.process._learner = learner(tolerance=-10.0)
+    one.hear(TOPICS.status("pi"), status("ready"))
+    for seq in range(1, 9):
+        one.hear(TOPICS.telemetry("pi"), messages.encode(told(seq)))
+    assert (one.process.version, one.process.withheld, len(one.link.retained)) == (4, 1, 1)
+
+
+def test_the_judge_has_news_once_for_every_change_of_the_boards() -> None:
+    one = judge()
+    assert one.news() is None
+    one.boards.join("pi", "raspberry-pi-4", "0" * 16)
+    one.boards.hear("pi", told(1))
+    first = one.news()
+    assert first is not None
+    assert [len(table) for table in first] == [20, 20]
+    one.boards.hear("pi", told(2))
+    assert one.news() is None
+    one.boards.leave("pi")
+    assert one.news() is None
 
 
 def test_bad_messages_are_counted_and_a_device_that_left_is_told_nothing(tmp_path: Path) -> None:

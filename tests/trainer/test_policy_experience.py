@@ -73,6 +73,19 @@ def test_the_reward_is_in_what_the_counters_gained() -> None:
     assert lost.reward == pytest.approx(expected - 1.0 - 0.1)
 
 
+def test_windows_that_found_the_queue_full_are_as_late_as_can_be() -> None:
+    made = experience(told(1))
+    all_taken = made.offer("pi", told(2))
+    half_dropped = made.offer(
+        "pi", told(3, windows_dropped=8, energy_joules=6.0 + 6.0, bytes_up=64_000, bytes_down=9_728)
+    )
+    assert all_taken is not None
+    assert half_dropped is not None
+    late = 0.5 * (0.5 * W.most_late + 0.5 * 100 / 200)
+    spent = 0.3 * (6.0 / 16) / 0.1 + 0.2 * (2.0 * 18_432 / 16) / 4608
+    assert half_dropped.reward == pytest.approx(0.5 - late - spent)
+
+
 def test_trajectories_are_cut_at_gaps_new_boots_and_what_no_policy_decided() -> None:
     assert lengths(experience(*map(told, range(1, 7)))) == [5]
     assert lengths(experience(*map(told, (1, 2, 3, 5, 6, 7, 8)))) == [2, 3]
@@ -105,6 +118,13 @@ def test_decisions_of_policies_too_old_are_dropped() -> None:
 def test_only_drawn_decisions_count_as_such() -> None:
     made = experience(told(1), told(2), told(3, log_prob=0.0), told(4))
     assert made.drawn == 2
+    made.offer("pi", told(6))  # a gap: the two and the one between them wait on
+    assert made.drawn == 2
+    made.offer("pi", told(7))
+    made.offer("pi", told(9))  # one alone between two gaps says nothing of what came after
+    assert made.drawn == 2
+    made.take(version=4)
+    assert made.drawn == 0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from trainer.policy_file import load_policy, network_of, save_policy, take_over,
 from trainer.policy_pretraining import Plan, Progress, collect, pretrain
 from trainer.ppo import ActorCritic, Settings
 from trainer.reward import RewardWeights
+from trainer.simulated_costs import MERGE_BATCHES
 from trainer.simulator import Simulator
 
 SMALL = Plan(updates=3, batch=16, steps=16)
@@ -43,6 +44,16 @@ def test_the_same_seed_learns_the_same_policy_and_tells_of_every_update() -> Non
     assert not torch.equal(states[0], states[2])
     assert [progress.update for progress in seen] == [0, 1, 2]
     assert all(np.isfinite(progress.reward) for progress in seen)
+
+
+def test_a_policy_can_be_taught_further_from_where_it_stands() -> None:
+    network = network_of(learned(1)[0])
+    still = Settings(learning_rate=0.0)
+    taught = pretrain(
+        small_fleet(), plan=SMALL, settings=still, weights=RewardWeights(), seed=2, network=network
+    )  # fmt: skip
+    for (made, _), (began, _) in zip(network_of(taught).layers, network.layers, strict=True):
+        assert np.array_equal(made, began)
 
 
 def test_what_is_collected_was_allowed_and_has_the_probability_it_says() -> None:
@@ -104,3 +115,8 @@ def test_the_command_writes_policy_health_and_picture(
 def test_a_profile_that_is_none_is_the_operators_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_policy.main(["--compute", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 78
     assert "none.json" in capsys.readouterr().err
+
+
+def test_versions_come_seldom_for_the_first_part_of_the_updates_and_then_as_in_a_fleet() -> None:
+    plan = Plan(updates=10, easy=0.6, easy_merges=48)
+    assert [plan.merge_every(update) for update in range(10)] == [48] * 6 + [MERGE_BATCHES] * 4

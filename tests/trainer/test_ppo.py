@@ -93,3 +93,17 @@ def test_decisions_that_were_not_drawn_teach_the_value_and_not_the_policy() -> N
     moved = {name: not torch.equal(value, before[name]) for name, value in model.state_dict().items()}
     assert not any(there for name, there in moved.items() if name.startswith("actor"))
     assert any(there for name, there in moved.items() if name.startswith("critic"))
+
+
+def test_the_value_can_learn_alone_and_leaves_the_policy_as_it_is() -> None:
+    model, samples = ActorCritic(INPUTS, ACTIONS, seed=0), bandit(ActorCritic(INPUTS, ACTIONS, seed=0), 256, seed=1)
+    samples = replace(samples, returns=samples.observation.sum(dim=1))
+    learner = Learner(model, Settings(minibatch=32), seed=0)
+    actor = [value.clone() for value in model.actor.parameters()]
+    errors = []
+    for _ in range(20):
+        with torch.no_grad():
+            errors.append(float((model.value(samples.observation) - samples.returns).square().mean()))
+        learner.fit_value(samples)
+    assert errors[-1] < 0.1 * errors[0]
+    assert all(torch.equal(a, b) for a, b in zip(actor, model.actor.parameters(), strict=True))

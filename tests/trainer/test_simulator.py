@@ -140,3 +140,23 @@ def test_noise_touches_what_is_observed_and_never_what_it_was_worth() -> None:
         action = np.where(one.mask()[:, 5], 5, L + 1)
         assert np.array_equal(one.step(action).reward, other.step(action).reward)
     assert not np.array_equal(one.observe(), other.observe())
+
+
+def test_devices_may_begin_at_any_cut_from_the_floor_on() -> None:
+    anywhere = Simulator(small_fleet(), batch=200, min_cut=3, first_cut=None, weights=RewardWeights(), seed=0)
+    assert set(anywhere.cut.tolist()) == set(range(3, anywhere.depth + 1))
+
+
+def test_where_versions_come_more_seldom_what_was_fetched_is_held_for_longer() -> None:
+    """A device goes down, up, waits for a version and goes down again: without one in between it fetches nothing."""
+
+    def bytes_fetched_again(merge_every: int) -> float:
+        tables = [replace(one, online=np.ones_like(one.online)) for one in small_fleet()[:1]]
+        fleet = Simulator(tables, batch=1, min_cut=3, first_cut=5, weights=RewardWeights(), seed=0, in_order=True)
+        fleet.merge_every = merge_every
+        path = [8, 8, 5, 5, 5, 5, 5, 8]
+        moved = [float(fleet.step(np.array([cut])).outcome.bytes_moved[0]) for cut in path]
+        assert moved[0] > 10_000, "the first time all of it is fetched"
+        return moved[-1]
+
+    assert bytes_fetched_again(48) < 10_000 < bytes_fetched_again(6)
