@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from common.config_device import DeviceConfig
 from common.encoder import build_encoder
 from common.log_mel import LogMel
 from common.mixture_memory import MixtureMemory
@@ -13,7 +14,7 @@ from device.compute_time import ComputeTime
 from device.intake import MOST_AHEAD, Intake
 from device.journal import Totals
 from device.pace import Pace
-from device.windows import SourceState, Window
+from device.windows import WINDOW_S, SourceState, Window
 
 PACE = Pace(
     parts_per_step=8,
@@ -85,6 +86,10 @@ def test_no_more_is_looked_at_than_is_kept_and_no_more_than_is_wanted() -> None:
     for _ in range(5):
         made.look_ahead()
     assert source.taken == 2
+
+
+def test_all_windows_that_close_while_a_step_may_be_waited_for_are_looked_at() -> None:
+    assert DeviceConfig.model_fields["step_timeout_s"].default / WINDOW_S < MOST_AHEAD
 
 
 def test_it_is_over_only_when_what_was_looked_at_ahead_was_dealt_with_too() -> None:
