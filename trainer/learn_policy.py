@@ -22,42 +22,18 @@ from common.link import Incoming, Link
 from common.messages import DeviceStatus, PolicyUpdate, Telemetry
 from common.process import LinkOpener, new_boot, open_link, run_process, stop_on_signals
 from common.topics import Kind, Topics
-from trainer.fleet_boards import FleetBoard, FleetBoards, judged_on
-from trainer.link_traces import Split, read_split
+from trainer.link_traces import read_split
 from trainer.policy_experience import Experience
 from trainer.policy_file import load_policy, save_policy, to_message
 from trainer.policy_learning import FleetLearner
 from trainer.policy_pretraining import Plan
 from trainer.reward import RewardWeights
-from trainer.simulated_costs import CutCosts, Tables
 from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
 
 LOG = logging.getLogger("policy")
 WAIT_S = 0.5
 JUDGED_BY = 24  # training traces that a new policy is judged by: a few seconds
 QUEUE = 4096
-
-
-class Judge:
-    """What a new policy is judged by: the training traces, on the boards of this fleet.
-
-    Args:
-        boards: what is known of them; as long as that is nothing, the learner keeps what it judges by.
-    """
-
-    def __init__(self, boards: FleetBoards, split: Split, costs: CutCosts) -> None:
-        self.boards = boards
-        self._split, self._costs = split, costs
-        self._judged_on: tuple[FleetBoard, ...] = ()
-
-    def news(self) -> list[Tables] | None:
-        """Other tables to judge by; None where the fleet's boards are those of the last call, or not known."""
-        boards = self.boards.boards()
-        if not boards or boards == self._judged_on:
-            return None
-        self._judged_on = boards
-        LOG.info("policies are judged on %s", ", ".join(sorted({f"{one.board.forward_ms:.0f} ms" for one in boards})))
-        return judged_on(boards, self._split.training[:JUDGED_BY], self._costs, steps=self._split.steps)
 
 
 class PolicyProcess:
@@ -75,7 +51,6 @@ class PolicyProcess:
         *,
         encoder: str,
         learner: FleetLearner,
-        judge: Judge,
         experience: Experience,
         version: int,
         drawn_per_update: int,
@@ -85,7 +60,6 @@ class PolicyProcess:
         self._topics = topics
         self._encoder = encoder
         self._learner = learner
-        self._judge = judge
         self._experience = experience
         self._drawn_per_update = drawn_per_update
         self._path = path
@@ -112,22 +86,14 @@ class PolicyProcess:
             if address.kind is Kind.STATUS:
                 self._follow(address.device, messages.decode(DeviceStatus, incoming.payload))
             elif address.kind is Kind.TELEMETRY:
-                self._hear(address.device, messages.decode(Telemetry, incoming.payload))
+                self._experience.offer(address.device, messages.decode(Telemetry, incoming.payload))
         except MessageError as error:
             self.refused += 1
             LOG.warning("dropped a message of %d bytes on %s: %s", len(incoming.payload), incoming.topic, error)
         if self._experience.drawn >= self._drawn_per_update:
             self._learn()
 
-    def _hear(self, device: str, telemetry: Telemetry) -> None:
-        self._judge.boards.hear(device, telemetry)
-        self._experience.offer(device, telemetry)
-
     def _follow(self, device: str, status: DeviceStatus) -> None:
-        if status.state == "stopped":
-            self._judge.boards.leave(device)
-        elif status.state != "lost":
-            self._judge.boards.join(device, status.profile, status.boot)
         if status.state == "ready" and device not in self._devices:
             self._devices.add(device)
             self._experience.idle_watts[device] = _idle_watts(status.profile)
@@ -139,9 +105,6 @@ class PolicyProcess:
         trajectories = self._experience.take(version=self.version)
         if not trajectories:
             return
-        tables = self._judge.news()
-        if tables is not None:
-            self._learner.judge_by(tables)
         lesson = self._learner.learn(trajectories)
         LOG.info("%s", lesson)
         if not lesson.accepted:
@@ -207,11 +170,11 @@ def learn(
     if update.encoder != fleet.encoder:
         raise ConfigError(f"{path}: a policy for {update.encoder}, the fleet's encoder is {fleet.encoder}")
     split, weights, plan = read_split(), RewardWeights(), Plan()
-    boards = {name: shipped_board(name) for name in BOARDS}
+    boards = [shipped_board(name) for name in BOARDS]
     topics = Topics(fleet.fleet)
     learner = FleetLearner(
         network,
-        fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=list(boards.values())),
+        fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards),
         min_cut=plan.min_cut,
         first_cut=SplitterConfig.model_fields["cut"].default,
         weights=weights,
@@ -232,7 +195,6 @@ def learn(
         topics,
         encoder=fleet.encoder,
         learner=learner,
-        judge=Judge(FleetBoards(boards, costs), split, costs),
         experience=Experience(parts_per_step=fleet.parts_per_step, weights=weights),
         version=update.version,
         drawn_per_update=drawn_per_update,

@@ -79,13 +79,7 @@ class FleetLearner:
         self._model = ActorCritic(len(OBSERVATION_NAMES), network.sizes[-1], seed=seed)
         take_over(self._model, network)
         self._learner = Learner(self._model, settings, seed=seed)
-        self._begun_with = network
         self._first = self.simulated(network)
-
-    def judge_by(self, tables: Sequence[Tables]) -> None:
-        """From now on the simulator judges by these, new policies and the one it began with alike."""
-        self._tables = tables
-        self._first = self.simulated(self._begun_with)
 
     def simulated(self, network: PolicyNetwork) -> float:
         """Mean reward of a decision of this policy in the simulator, along every trace once, always the same ones."""

@@ -53,7 +53,6 @@ class CutCosts:
 
     Attributes:
         forward_ms, train_ms: of one window's two views on the device: views made and embedded; the same with backward.
-        client_ms: as `train_ms`, without making the views: what a device tells in its telemetry.
         up_bytes, down_bytes: of one window: packets of activations, and of embedding and gradient.
         answer_bytes: of these, the embedding.
         exchange_bytes: of one window's share in the exchange of weights.
@@ -62,7 +61,6 @@ class CutCosts:
 
     forward_ms: Values
     train_ms: Values
-    client_ms: Values
     up_bytes: Values
     down_bytes: Values
     answer_bytes: Values
@@ -129,7 +127,6 @@ def cut_costs(
     return CutCosts(
         forward_ms=np.array([views_ms + unit.client_forward_ms(cut) for cut in cuts]),
         train_ms=np.array([views_ms + unit.client_ms(cut) for cut in cuts]),
-        client_ms=np.array([unit.client_ms(cut) for cut in cuts]),
         up_bytes=packets[:, 0] + TELEMETRY_BYTES / WINDOWS,
         down_bytes=packets[:, 1] + packets[:, 2],
         answer_bytes=packets[:, 1],

@@ -91,12 +91,6 @@ class Simulator:
         """How many actions there are: every cut, and local last."""
         return self.depth + 2
 
-    @property
-    def load(self) -> Values:
-        """The share of each processor that others take now, `[B]`."""
-        load: Values = self._columns["load"][self._trace, self._step]
-        return load
-
     def mask(self) -> Masks:
         """What each device may do now, `[B, L + 2]`, as `common.actions.allowed_mask` says it."""
         cuts = np.arange(self.depth + 1)

@@ -195,9 +195,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--tolerance", type=float, default=Learning().tolerance, help="of streamsplit policy")
     parser.add_argument("--drawn", type=int, default=Learning().drawn, help="of streamsplit policy")
-    parser.add_argument(
-        "--judge", choices=("fleet", "shipped"), default="fleet", help="the boards that policies are judged on"
-    )
     parser.add_argument("--png", type=Path, help="draw the curves")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
@@ -241,7 +238,7 @@ def settings_of(given: argparse.Namespace) -> Setting:
         costs=costs,
         fleet_traces=traces,
         pace=pace,
-        learning=Learning(given.drawn, given.tolerance, fleet_judged=given.judge == "fleet"),
+        learning=Learning(given.drawn, given.tolerance),
         teaching=teaching,
         seeds=seeds,
     )

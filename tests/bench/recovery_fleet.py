@@ -36,8 +36,7 @@ LEAST_KEPT = 1 / 8  # of the windows: a decision lasts until a step of windows w
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One device's share of an `Outcome`, the load that its processor had, and where it stands: a local step moves
-    nothing in the simulator."""
+    """One device's share of an `Outcome`, and where it stands: a local step moves nothing in the simulator."""
 
     kept: float
     answered: float
@@ -45,11 +44,10 @@ class Counted:
     latency_ms: float
     energy_joules: float
     bytes_moved: float
-    load: float
     cut: int
 
 
-def counted(outcome: Outcome, load: Values, cut: Counts) -> list[Counted]:
+def counted(outcome: Outcome, cut: Counts) -> list[Counted]:
     """By device, in order."""
     columns = zip(
         outcome.kept.tolist(),
@@ -58,7 +56,6 @@ def counted(outcome: Outcome, load: Values, cut: Counts) -> list[Counted]:
         outcome.latency_ms.tolist(),
         outcome.energy_joules.tolist(),
         outcome.bytes_moved.tolist(),
-        load.tolist(),
         cut.tolist(),
         strict=True,
     )
@@ -83,7 +80,6 @@ class Device:
             exploration=exploration,
             seed=seed,
         )
-        self._costs = costs
         self._boots = 0
         self.boot_on(board)
 
@@ -146,18 +142,12 @@ class Device:
             embedding_ms=came.latency_ms,
             gradient_ms=None,
             weights_version=1,
-            client_ms=self._client_ms(decision, came),
+            client_ms=None,
         )
 
     @property
     def _idle_watts(self) -> float:
         return self._board.power.idle_watts + self._board.power.capture_watts
-
-    def _client_ms(self, decision: Decision, came: Counted) -> float | None:
-        """What computing a window took, by the clock on the wall, of a step that was answered as a whole."""
-        if decision.local or came.answered < 1.0:
-            return None
-        return float(self._costs.client_ms[decision.cut]) * self._board.forward_ms / (1.0 - came.load)
 
 
 class Fleet:
@@ -239,12 +229,11 @@ class Fleet:
     def _step(self, group: Sequence[Device], simulator: Simulator) -> Values:
         seen = [Observation(*row) for row in simulator.observe().tolist()]
         masks = [tuple(row) for row in simulator.mask().tolist()]
-        load = simulator.load
         decided = [device.splitter.decide(one, mask) for device, one, mask in zip(group, seen, masks, strict=True)]
         local = simulator.actions - 1
         stepped = simulator.step(np.array([local if one.action == LOCAL else one.action for one in decided]))
         if self._link is not None:
-            came = counted(stepped.outcome, load, simulator.cut)
+            came = counted(stepped.outcome, simulator.cut)
             for device, one, decision, counts in zip(group, seen, decided, came, strict=True):
                 told = device.tell(one, decision, counts)
                 if any(decision.mask[:-1]):

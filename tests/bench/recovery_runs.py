@@ -15,8 +15,7 @@ from common.topics import Kind, Topics
 from tests.bench.in_process_link import MemoryBroker
 from tests.bench.policy import FIRST_CUT, MIN_CUT, WEIGHTS, by_network, returns
 from tests.bench.recovery_fleet import Fleet
-from trainer.fleet_boards import FleetBoards
-from trainer.learn_policy import JUDGED_BY, Judge, PolicyProcess
+from trainer.learn_policy import JUDGED_BY, PolicyProcess
 from trainer.link_traces import Split, TraceKind
 from trainer.policy_experience import Experience
 from trainer.policy_file import to_message
@@ -64,11 +63,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """As ``streamsplit policy`` is told. `fleet_judged`: by the fleet's boards as measured, else by the shipped."""
+    """As ``streamsplit policy`` is told."""
 
     drawn: int = 256
     tolerance: float = 0.02
-    fleet_judged: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,8 @@ class Trainer:
         self, link: Link, topics: Topics, *, learning: Learning, begin: PolicyUpdate, network: PolicyNetwork,
         split: Split, costs: CutCosts, path: Path, seed: int,
     ) -> None:  # fmt: skip
-        shipped = {name: shipped_board(name) for name in BOARDS}
-        tables = fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=list(shipped.values()))
+        shipped = [shipped_board(name) for name in BOARDS]
+        tables = fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=shipped)
         self._link = link
         self._learner = FleetLearner(
             network,
@@ -106,15 +104,11 @@ class Trainer:
             tolerance=learning.tolerance,
             seed=seed,
         )
-        judge = Judge(FleetBoards(shipped, costs), split, costs)
-        if not learning.fleet_judged:
-            judge.news = lambda: None  # type: ignore[method-assign]
         self.process = PolicyProcess(
             link,
             topics,
             encoder=ENCODER,
             learner=self._learner,
-            judge=judge,
             experience=Experience(parts_per_step=WINDOWS, weights=WEIGHTS),
             version=begin.version,
             drawn_per_update=learning.drawn,

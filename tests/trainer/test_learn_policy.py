@@ -20,17 +20,14 @@ from common.topics import Topics
 from device.policy_splitter import shipped_policy
 from tests.bench.in_process_link import MemoryBroker
 from tests.fakes import FakeLink
-from tests.trainer.simulated import costs, small_fleet
+from tests.trainer.simulated import small_fleet
 from tests.trainer.test_policy_experience import told
-from trainer.fleet_boards import FleetBoards
-from trainer.learn_policy import Judge, PolicyProcess, learn
-from trainer.link_traces import Split
+from trainer.learn_policy import PolicyProcess, learn
 from trainer.policy_experience import Experience, Reported
 from trainer.policy_file import load_policy, network_of, save_policy, to_message
 from trainer.policy_learning import FleetLearner
 from trainer.ppo import ActorCritic
 from trainer.reward import RewardWeights
-from trainer.simulated_fleet import BOARDS, fleet_tables, shipped_board
 
 TOPICS = Topics("home")
 W = RewardWeights()
@@ -71,17 +68,6 @@ def test_what_every_decision_pays_alike_does_not_hide_which_is_better() -> None:
     assert lessons[-1].reward > -5.0 + 0.6
 
 
-def test_a_new_policy_is_judged_beside_the_first_one_on_the_boards_that_it_is_told_of() -> None:
-    pupil, rng = learner(tolerance=-10.0), np.random.default_rng(0)
-    first = pupil.network
-    shipped = pupil.simulated(first)
-    pupil.judge_by(fleet_tables([("wifi", 1)], costs(), steps=160, boards=[shipped_board(BOARDS[0], slower=3)]))
-    slow = pupil.simulated(first)
-    assert slow < shipped - 0.5
-    lesson = pupil.learn([trajectory(rng, pupil.network)])
-    assert abs(lesson.simulated_change) < 0.5 * (shipped - slow)
-
-
 def test_what_the_simulator_finds_worse_is_given_up() -> None:
     pupil, rng = learner(tolerance=-10.0), np.random.default_rng(0)
     before = pupil.network
@@ -94,11 +80,6 @@ def test_what_the_simulator_finds_worse_is_given_up() -> None:
         pupil.learn([])
 
 
-def judge() -> Judge:
-    boards = {name: shipped_board(name) for name in BOARDS}
-    return Judge(FleetBoards(boards, costs()), Split(160, (("wifi", 1), ("lte", 2)), ()), costs())
-
-
 class Process:
     def __init__(self, path: Path) -> None:
         self.link = FakeLink()
@@ -107,7 +88,6 @@ class Process:
             TOPICS,
             encoder="mobile",
             learner=learner(),
-            judge=judge(),
             experience=Experience(parts_per_step=8, weights=W),
             version=4,
             drawn_per_update=6,
@@ -143,20 +123,6 @@ def test_what_is_withheld_is_counted_and_nobody_is_told(tmp_path: Path) -> None:
     for seq in range(1, 9):
         one.hear(TOPICS.telemetry("pi"), messages.encode(told(seq)))
     assert (one.process.version, one.process.withheld, len(one.link.retained)) == (4, 1, 1)
-
-
-def test_the_judge_has_news_once_for_every_change_of_the_boards() -> None:
-    one = judge()
-    assert one.news() is None
-    one.boards.join("pi", "raspberry-pi-4", "0" * 16)
-    one.boards.hear("pi", told(1))
-    first = one.news()
-    assert first is not None
-    assert [len(table) for table in first] == [20, 20]
-    one.boards.hear("pi", told(2))
-    assert one.news() is None
-    one.boards.leave("pi")
-    assert one.news() is None
 
 
 def test_bad_messages_are_counted_and_a_device_that_left_is_told_nothing(tmp_path: Path) -> None:
