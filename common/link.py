@@ -199,6 +199,10 @@ class Link:
         """Megabits per second at which the kernel lately delivered what was sent; None where it cannot tell."""
         return self._connection.delivery_mbps()
 
+    def round_trip_ms(self) -> float | None:
+        """Milliseconds to the broker and back, as the kernel measures them; None where it cannot tell."""
+        return self._connection.round_trip_ms()
+
     def counters(self) -> LinkCounters:
         """A snapshot of everything counted."""
         return self._state.counters()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from common.link_state import LinkState
-from common.tcp_info import delivery_mbps
+from common.tcp_info import delivery_mbps, round_trip_ms
 
 CONNECT_TIMEOUT_S = 5.0
 CONNACK_TIMEOUT_S = 10.0
@@ -168,6 +168,11 @@ class Connection:
         """See `common.tcp_info.delivery_mbps`; None without a connection."""
         connection = self._client.socket()
         return delivery_mbps(connection) if isinstance(connection, socket.socket) else None
+
+    def round_trip_ms(self) -> float | None:
+        """See `common.tcp_info.round_trip_ms`; None without a connection."""
+        connection = self._client.socket()
+        return round_trip_ms(connection) if isinstance(connection, socket.socket) else None
 
     def _make_client(self) -> _Client:
         client = _Client(self._state, self._protocol)

@@ -29,7 +29,8 @@ class Observation:
     `uncertainty`: of the last answered window; `uncertainty_age`: 0 fresh, 1 very old or never known; `heat`: 30 to
     85 °C, 1 when throttled; `uplink`, `round_trip`: logarithmic; `battery`: 1 on mains; `queue`: how full the queue of
     windows is; `cut`: the current cut over the number of blocks; `slowness`: logarithmic, one window through the whole
-    encoder on this device, idle; `held`: the deepest cut whose blocks are here at the current version, over the same.
+    encoder on this device, idle; `held`: the deepest cut whose blocks are here at the current version, over the same;
+    `version_age`: 0 a version of the weights has just come, 0.5 the next is due, 1 it is long overdue.
     """
 
     uncertainty: float
@@ -44,6 +45,7 @@ class Observation:
     cut: float
     slowness: float
     held: float
+    version_age: float
 
     def __post_init__(self) -> None:
         for name, value in zip(OBSERVATION_NAMES, self.values(), strict=True):
@@ -76,11 +78,14 @@ def observe(
     depth: int,
     forward_ms: float | None,
     held: int,
+    version_age: float | None,
 ) -> Observation:
     """The observation from what was measured; None is "not known here", and out-of-range values are clipped.
 
-    `depth`: the encoder's number of blocks, `cut` and `held` in 0..depth. Not known: uncertainty, uplink, round trip
-    and slowness 0.5, age 1, heat 0, battery 1. Raises ValueError for NaN, a cut outside 0..depth or an empty scale.
+    `depth`: the encoder's number of blocks, `cut` and `held` in 0..depth; `version_age`: time since the newest version
+    of the weights over the time that the one before it was the newest. Not known: uncertainty, uplink, round trip,
+    slowness and the version's age 0.5, the uncertainty's age 1, heat 0, battery 1. Raises ValueError for NaN, a cut
+    outside 0..depth or an empty scale.
     """
     if not (0 <= cut <= depth and 0 <= held <= depth and depth > 0 and queue_capacity > 0):
         raise ValueError(f"cut {cut}, held {held} of {depth} blocks, queue of {queue_capacity}: cannot be scaled")
@@ -97,6 +102,7 @@ def observe(
         cut=cut / depth,
         slowness=0.5 if forward_ms is None else scale_forward(forward_ms),
         held=held / depth,
+        version_age=0.5 if version_age is None else scale_version_age(version_age),
     )
 
 
@@ -119,6 +125,11 @@ def scale_age(seconds: float) -> float:
     """0 when fresh, 0.5 after 30 s, towards 1 for ever older."""
     age_s = max(seconds, 0.0)
     return 1.0 if math.isinf(age_s) else age_s / (age_s + HALF_AGE_S)
+
+
+def scale_version_age(age: float) -> float:
+    """0 when a version has just come, 0.5 when it is as old as the one before it became, 1 at twice that and beyond."""
+    return _clip(age / 2.0)
 
 
 def _heat(temperature_c: float | None, throttled: bool | None) -> float:

@@ -17,7 +17,7 @@ from common.mixture_memory import MixtureMemory
 from common.split import cut_table, format_cut_table
 from common.views import reach_s, views_of
 from device.ambiguity import Ambiguity
-from device.board import energy_of, forward_ms, sampler_of, uplink_of
+from device.board import energy_of, forward_ms, round_trip_of, sampler_of, uplink_of
 from device.client_step import ClientStep
 from device.compute_time import ComputeTime
 from device.correspondence import (
@@ -271,6 +271,7 @@ def _senses(
         every_steps=settings.telemetry_every_steps,
         every_window=settings.speed == "realtime",
         uplink_mbps=uplink_of(around.link, around.board),
+        round_trip_ms=round_trip_of(around.link, around.board),
         forward_ms=forward_ms(settings, encoder),
         steady_link=_steady_link(settings),
     )

@@ -94,6 +94,12 @@ def uplink_of(link: Link, board: Board) -> Callable[[], float | None]:
     return link.delivery_mbps if played is None else lambda: played.uplink_mbps
 
 
+def round_trip_of(link: Link, board: Board) -> Callable[[], float | None]:
+    """Who tells the round trip to the broker, as `uplink_of`."""
+    played = board.link
+    return link.round_trip_ms if played is None else lambda: played.round_trip_ms
+
+
 def sampler_of(settings: DeviceConfig, board: Board, journal: Journal) -> Sampler:
     """Who knows load and memory: this machine, or what is known of the board that it plays."""
     if settings.profile is None or not settings.emulate:

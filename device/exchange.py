@@ -43,7 +43,6 @@ class Exchange:
     refused: dict[int, str] = field(default_factory=dict)
     embedding_s: dict[int, float] = field(default_factory=dict)
     gradient_s: dict[int, float] = field(default_factory=dict)
-    answer_s: list[float] = field(default_factory=list)
     applied_s: float | None = None
     computed_s: float = 0.0
     trainer_boot: str = ""
@@ -82,7 +81,6 @@ class Exchange:
         """Note when a window's embedding became available here."""
         if answer.part in self.sent and answer.part not in self.embedding_s:
             self.embedding_s[answer.part] = received_s - self.sent[answer.part].closed_s
-            self.answer_s.append(received_s - self.sent[answer.part].sent_s)
 
     def over(self, now_s: float) -> bool:
         """Whether no further answer is worth waiting for."""

@@ -18,15 +18,15 @@ from device.replica import Replica
 from device.sources import Source
 from device.splitter import Decision
 from device.telemetry import JUMP, LinkEstimate, Sampler
+from device.version_age import VersionAge
 
-ROUND_TRIP_STEPS = 4  # steps without a quick answer after which the round trip is unknown
 TOLD_WINDOWS = 8  # in real time a device is heard of at least this often
 NEWS_CPU = 0.25  # a change of load, as a share of all cores, that the fleet is told at once
 QUEUE_CAPACITY = 16  # windows waiting at which the queue counts as full
 
 
 class Senses:
-    """Samples resources and the link's rate once a step, in real time with every window.
+    """Samples resources, the link's rate and its round trip once a step, in real time with every window.
 
     A sample costs a millisecond: nothing in the second that a window lasts, much where windows are computed at once.
     """
@@ -48,6 +48,7 @@ class Senses:
         every_steps: int,
         every_window: bool,
         uplink_mbps: Callable[[], float | None],
+        round_trip_ms: Callable[[], float | None],
         forward_ms: float | None,
         steady_link: tuple[float | None, float | None] | None = None,
     ) -> None:
@@ -58,6 +59,7 @@ class Senses:
         self._forward_ms = forward_ms
         self._steady_link = steady_link
         self._uplink_mbps = uplink_mbps
+        self._round_trip_ms = round_trip_ms
         self._topic = topics.telemetry(device)
         self._boot = boot
         self._depth = depth
@@ -71,6 +73,7 @@ class Senses:
         self._every_steps = every_steps
         self._every_window = every_window
         self._estimate = LinkEstimate(alpha=LINK_SMOOTHING)
+        self._versions = VersionAge()
         self._resources = sampler.sample()
         self._decision: Decision | None = None
         self._observation: Observation | None = None
@@ -82,7 +85,6 @@ class Senses:
         self._embedding_ms: float | None = None
         self._gradient_ms: float | None = None
         self._client_ms: tuple[int, float] | None = None
-        self._steps_unanswered = 0
 
     def observe(self, cut: int) -> Observation:
         """The splitter's input for the next window."""
@@ -92,6 +94,8 @@ class Senses:
         if self._every_window:
             self._resources = self._sampler.sample()
             self._hear_of_the_link()
+        windows = self._journal.totals.windows
+        self._versions.heard(self._replica.announced_version, windows)
         at_s = self._mailbox.uncertainty_at_s
         self._observation = observe(
             uncertainty=self._mailbox.uncertainty,
@@ -109,6 +113,7 @@ class Senses:
             depth=self._depth,
             forward_ms=self._forward_ms,
             held=self._deepest_held(),
+            version_age=self._versions.age(windows),
         )
         return self._observation
 
@@ -133,6 +138,7 @@ class Senses:
             depth=self._depth,
             forward_ms=None,
             held=cut,
+            version_age=None,
         )
 
     def note(self, decision: Decision) -> None:
@@ -155,21 +161,18 @@ class Senses:
         return faster or abs(self._resources.cpu - cpu) >= NEWS_CPU
 
     def _hear_of_the_link(self) -> None:
-        rate_mbps = self._uplink_mbps()
-        if rate_mbps is not None and self._link.connected:
+        if not self._link.connected:
+            return
+        rate_mbps, round_trip_ms = self._uplink_mbps(), self._round_trip_ms()
+        if rate_mbps is not None:
             self._estimate.uplink(rate_mbps)
+        if round_trip_ms is not None:
+            self._estimate.round_trip(round_trip_ms)
 
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
         if not self._every_window:
             self._hear_of_the_link()
-        if exchange.answer_s:
-            self._estimate.round_trip(min(exchange.answer_s))
-            self._steps_unanswered = 0
-        else:  # at the last cut nothing is answered at once: what was known grows old, and must not pin the cut there
-            self._steps_unanswered += 1
-            if self._steps_unanswered >= ROUND_TRIP_STEPS:
-                self._estimate.forget_round_trip()
         self._embedding_ms = _median_ms(
             exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange)
         )

@@ -134,6 +134,11 @@ class ShapedLink:
         """The rate upwards now; None: unlimited."""
         return None if self._up.bytes_per_s is None else self._up.bytes_per_s * 8e-6
 
+    @property
+    def round_trip_ms(self) -> float:
+        """What is added to a round trip now, without jitter."""
+        return self._up.delay_s * 2000.0
+
     def shape(
         self,
         uplink_mbps: float | None,

@@ -94,7 +94,7 @@ class LinkEstimate:
         self._alpha = alpha
         self._uplink_mbps: float | None = None
         self._strayed = 0
-        self._round_trip_s: float | None = None
+        self._round_trip_ms: float | None = None
 
     def uplink(self, mbps: float) -> None:
         """The link has lately carried `mbps` upwards."""
@@ -106,14 +106,10 @@ class LinkEstimate:
             self._uplink_mbps, side = mbps, 0
         self._strayed = side
 
-    def round_trip(self, seconds: float) -> None:
-        """An answer came `seconds` after its question."""
-        _not_negative(seconds=seconds)
-        self._round_trip_s = self._mean(self._round_trip_s, seconds)
-
-    def forget_round_trip(self) -> None:
-        """Nothing has been answered for a while."""
-        self._round_trip_s = None
+    def round_trip(self, ms: float) -> None:
+        """To the broker and back it takes `ms` now."""
+        _not_negative(ms=ms)
+        self._round_trip_ms = self._mean(self._round_trip_ms, ms)
 
     @property
     def uplink_mbps(self) -> float | None:
@@ -122,8 +118,8 @@ class LinkEstimate:
 
     @property
     def round_trip_ms(self) -> float | None:
-        """Milliseconds from question to answer."""
-        return None if self._round_trip_s is None else self._round_trip_s * 1e3
+        """Milliseconds to the broker and back."""
+        return self._round_trip_ms
 
     def _mean(self, old: float | None, new: float) -> float:
         return new if old is None else (1.0 - self._alpha) * old + self._alpha * new

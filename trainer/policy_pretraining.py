@@ -1,7 +1,8 @@
-"""Learns a policy in the simulator: rollouts of many devices at once, and proximal policy optimisation on them."""
+"""Learns a policy in the simulator: it imitates the oracle, then learns from rewards (`trainer.ppo`), if that helps."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork
 from trainer.policy_file import take_over
+from trainer.policy_imitation import imitate
+from trainer.policy_oracle import Oracle
 from trainer.ppo import ActorCritic, Health, Learner, Samples, Settings, advantages
 from trainer.reward import RewardWeights
-from trainer.simulated_costs import MERGE_BATCHES, Tables
+from trainer.simulated_costs import Tables
 from trainer.simulator import Simulator
 
 Values = NDArray[np.float64]
@@ -24,24 +27,20 @@ DISCOUNT, DECAY = 0.98, 0.95
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is learned: `updates` of `batch` devices with `steps` decisions each, which begin at any cut.
+    """How much is learned: `rounds` of imitation, then `updates` from `steps` decisions of `batch` devices each.
 
-    A move deeper fetches weights: it is dear at once and pays over many decisions, and what a policy that tries things
-    out has fetched is out of date with the next version. So one that meets versions at their true pace from the start
-    gives up moving before it has seen what it is worth (measured: tests/bench/LOG.md). For the first `easy` of its
-    updates they come as seldom as `easy_merges` says.
+    Devices begin at any cut from `min_cut` on. `unvalued`: of the updates, the first, which learn the value alone.
     """
 
-    updates: int = 400
+    rounds: int = 200
+    updates: int = 80
+    unvalued: int = 20
     batch: int = 128
     steps: int = 64
     min_cut: int = 3
-    easy: float = 0.6
-    easy_merges: int = 48
 
-    def merge_every(self, update: int) -> int:
-        """Decisions between two versions while this update is collected."""
-        return self.easy_merges if update < self.easy * self.updates else MERGE_BATCHES
+
+REFINING = Settings(learning_rate=3e-4, entropy=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +52,83 @@ class Progress:
     health: Health
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """`model` is the better of two; the others say what those earn a decision along the training traces, at the
+    likeliest actions: `began` what imitation made or the network it began from, `refined` what rewards made of it.
+    """
+
+    model: ActorCritic
+    began: float
+    refined: float
+
+
 def pretrain(
     tables: Sequence[Tables],
     *,
     plan: Plan,
-    settings: Settings,
     weights: RewardWeights,
     seed: int,
+    settings: Settings = REFINING,
     network: PolicyNetwork | None = None,
     report: Callable[[Progress], None] = lambda _: None,
-) -> ActorCritic:
-    """An actor-critic that has learned on `tables`, from `network` on if there is one.
+    advance: Callable[[], None] = lambda: None,
+) -> Learned:
+    """Learn on `tables`: imitate the oracle, or begin with `network`, then learn from rewards by `settings`.
 
-    The learning rate falls linearly to nothing.
+    `report` is called after every update, `advance` after every round of imitation.
     """
-    simulator = Simulator(tables, batch=plan.batch, min_cut=plan.min_cut, first_cut=None, weights=weights, seed=seed)
-    model = ActorCritic(len(OBSERVATION_NAMES), simulator.actions, seed=seed)
+    model = ActorCritic(len(OBSERVATION_NAMES), tables[0].depth + 2, seed=seed)
     if network is not None:
         take_over(model, network)
+    else:
+        oracle = Oracle(tables, min_cut=plan.min_cut, weights=weights)
+        imitate(model, oracle, _fleet(tables, plan, weights, seed), rounds=plan.rounds, seed=seed, advance=advance)
+    refined = _refined(copy.deepcopy(model), _fleet(tables, plan, weights, seed), plan, settings, seed, report)
+    began, after = (greedy_reward(one, tables, min_cut=plan.min_cut, weights=weights) for one in (model, refined))
+    return Learned(refined if after > began else model, began, after)
+
+
+def greedy_reward(
+    model: ActorCritic, tables: Sequence[Tables], *, min_cut: int, weights: RewardWeights, first_cut: int = 5
+) -> float:
+    """The mean reward of a decision along all the traces, at the likeliest actions."""
+    fleet = Simulator(
+        tables, batch=len(tables), min_cut=min_cut, first_cut=max(first_cut, min_cut), weights=weights, seed=0,
+        in_order=True,
+    )  # fmt: skip
+    total = 0.0
+    for _ in range(len(tables[0])):
+        with torch.inference_mode():
+            log_probs = model.log_probs(torch.from_numpy(fleet.observe()).float(), torch.from_numpy(fleet.mask()))
+        total += float(fleet.step(log_probs.argmax(dim=1).numpy()).reward.mean())
+    return total / len(tables[0])
+
+
+def _refined(
+    model: ActorCritic,
+    simulator: Simulator,
+    plan: Plan,
+    settings: Settings,
+    seed: int,
+    report: Callable[[Progress], None],
+) -> ActorCritic:
+    """What `plan.updates` make of the model; the learning rate falls linearly to nothing."""
     learner = Learner(model, settings, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for update in range(plan.updates):
-        simulator.merge_every = plan.merge_every(update)
         learner.pace(1.0 - update / plan.updates)
         samples, reward = collect(model, simulator, steps=plan.steps, generator=generator)
-        report(Progress(update, reward, learner.update(samples)))
+        if update < plan.unvalued:
+            learner.fit_value(samples)
+            report(Progress(update, reward, learner.health(samples)))
+        else:
+            report(Progress(update, reward, learner.update(samples)))
     return model
+
+
+def _fleet(tables: Sequence[Tables], plan: Plan, weights: RewardWeights, seed: int) -> Simulator:
+    return Simulator(tables, batch=plan.batch, min_cut=plan.min_cut, first_cut=None, weights=weights, seed=seed)
 
 
 def collect(

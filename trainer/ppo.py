@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 Values = NDArray[np.float64]
 
-HIDDEN = 32
+HIDDEN = 64
 GRADIENT_NORM = 0.5
 VALUE_WEIGHT = 0.5
 VALUE_RATE = 3e-3  # of learning the value alone, which no policy has to follow slowly
@@ -137,7 +137,7 @@ class Learner:
             kls = [self._descend(samples, normalised, chosen) for chosen in order.split(self.settings.minibatch)]
             if np.mean(kls) > self.settings.stop_kl:
                 break
-        return self._health(samples)
+        return self.health(samples)
 
     def _descend(self, samples: Samples, advantage: Tensor, chosen: Tensor) -> float:
         learn = samples.learn[chosen].float()
@@ -160,7 +160,8 @@ class Learner:
         nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         optimizer.step()
 
-    def _health(self, samples: Samples) -> Health:
+    def health(self, samples: Samples) -> Health:
+        """How far the policy has moved from the one that drew the samples, and how well they were foreseen."""
         with torch.no_grad():
             log_probs = self.model.log_probs(samples.observation, samples.mask)
             log_ratio = (_taken(log_probs, samples.action) - samples.log_prob)[samples.learn]

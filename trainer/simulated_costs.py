@@ -83,9 +83,10 @@ class Tables:
         answered, local: shares of the windows that are learned from with the fleet, and alone.
         bytes_moved: both ways, per window, without fetches of blocks.
         joules: above idle, per window, without fetches of blocks.
-        answer_s: activations sent to embedding received, the quickest of the decision's; NaN where none is answered.
+        replied: whether an embedding, with the uncertainty, came back for any window.
         busy: share of the time that the device itself computes.
-        online, load, uplink_mbps, uncertainty: at the decision, or its windows' mean; `last_uncertainty`: its last's.
+        online, load, uplink_mbps, round_trip_ms, uncertainty: at the decision, or its windows' mean (rate and round
+            trip: of those that are online); `last_uncertainty`: its last's.
         fetch_joules: per byte fetched.
         forward_ms: as `Board`.
     """
@@ -96,11 +97,12 @@ class Tables:
     local: Values
     bytes_moved: Values
     joules: Values
-    answer_s: Values
+    replied: NDArray[np.bool_]
     busy: Values
     online: NDArray[np.bool_]
     load: Values
     uplink_mbps: Values
+    round_trip_ms: Values
     uncertainty: Values
     last_uncertainty: Values
     whole_bytes: Values
@@ -208,11 +210,12 @@ def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
         local=(~sent).mean(axis=1),
         bytes_moved=moved.mean(axis=1),
         joules=(radio + board.power.compute_watts * computing_s).mean(axis=1),
-        answer_s=_quickest(answer_s, answers),
+        replied=np.asarray(answers.any(axis=1)),
         busy=np.minimum(occupied_s / STEP_S, 1.0).mean(axis=1) * speed.mean(axis=1),
         online=online[:, 0, 0],
         load=load.mean(axis=1)[:, 0],
         uplink_mbps=_mean_where(up_mbps, online),
+        round_trip_ms=_mean_where(round_trip_ms, online),
         uncertainty=uncertainty.mean(axis=1)[:, 0],
         last_uncertainty=uncertainty[:, -1, 0],
         whole_bytes=costs.whole_bytes,
@@ -223,11 +226,6 @@ def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
 
 def _padded(values: Values) -> Values:
     return np.append(values, 0.0)
-
-
-def _quickest(answer_s: Values, answers: NDArray[np.bool_]) -> Values:
-    quickest = np.where(answers, answer_s, np.inf).min(axis=1)
-    return np.where(np.isfinite(quickest), quickest, np.nan)
 
 
 def _mean_where(values: Values, chosen: NDArray[np.bool_]) -> Values:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trainer.link_traces import STEP_S
 from trainer.reward import RewardWeights, reward, utility, with_dropped
-from trainer.simulated_costs import MERGE_BATCHES, WINDOWS, Tables
+from trainer.simulated_costs import MERGE_BATCHES, WINDOWS
 
 Values = NDArray[np.float64]
 Counts = NDArray[np.intp]
@@ -65,20 +65,6 @@ class Next:
     held: Counts
     outcome: Outcome
     reward: Values
-
-
-def row_of(table: Tables, step: int, action: Counts) -> Row:
-    """The columns of one trace's decision `step` for `action` (`L + 1` is local)."""
-    return Row(
-        service_s=table.service_s[step, action],
-        delay_s=table.delay_s[step, action],
-        answered=table.answered[step, action],
-        local=table.local[step, action],
-        bytes_moved=table.bytes_moved[step, action],
-        joules=table.joules[step, action],
-        uncertainty=np.broadcast_to(table.uncertainty[step], action.shape),
-        fetch_joules=np.broadcast_to(table.fetch_joules, action.shape),
-    )
 
 
 def advance(

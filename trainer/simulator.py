@@ -19,16 +19,16 @@ from common.policy import FORWARD_MS, HALF_AGE_S, LINK_SMOOTHING, OBSERVATION_NA
 from trainer.link_traces import STEP_S
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import MERGE_BATCHES, WINDOWS, Tables
-from trainer.simulated_device import DWELL, QUEUE_CAPACITY, Counts, Outcome, Row, advance, is_merge
+from trainer.simulated_device import DWELL, QUEUE_CAPACITY, Counts, Next, Outcome, Row, advance, is_merge
 
 Values = NDArray[np.float64]
 Masks = NDArray[np.bool_]
 
 DECISION_S = WINDOWS * STEP_S
-UNANSWERED = 4  # decisions without an answer after which the round trip is unknown (device/senses.py)
-RATE_NOISE, ROUND_TRIP_NOISE, CPU_NOISE, UNCERTAINTY_NOISE = 0.15, 0.1, 0.03, 0.05
-PER_STEP = ("service_s", "delay_s", "answered", "local", "bytes_moved", "joules", "answer_s", "busy")
-PER_DECISION = ("online", "load", "uplink_mbps", "uncertainty", "last_uncertainty")
+RATE_NOISE, ROUND_TRIP_NOISE, CPU_NOISE, UNCERTAINTY_NOISE, VERSION_NOISE = 0.15, 0.1, 0.03, 0.05, 0.05
+COSTS = ("service_s", "delay_s", "answered", "local", "bytes_moved", "joules")
+PER_STEP = (*COSTS, "replied", "busy")
+PER_DECISION = ("online", "load", "uplink_mbps", "round_trip_ms", "uncertainty", "last_uncertainty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Simulator:
         in_order: device `i` takes trace `i`, from its beginning: for evaluation, with `batch` = the number of traces.
 
     Attributes:
-        merge_every: decisions between two versions of the weights; who learns may begin with more
-            (`trainer.policy_pretraining.Plan`).
+        cut: where each device is cut; ``trace`` and ``decision``: on which trace it is, and at which of its decisions.
+        merge_every: decisions between two versions of the weights; who learns from rewards alone may begin with more.
     """
 
     def __init__(
@@ -77,13 +77,20 @@ class Simulator:
         self._weights, self._min_cut, self._first_cut = weights, min_cut, first_cut
         self._in_order = in_order
         self.merge_every = MERGE_BATCHES
-        self._trace = np.arange(batch) if in_order else np.zeros(batch, dtype=np.intp)
-        self._step, self._left, self.cut, self._since, self._queue, self._held, self._unanswered = (
-            np.zeros(batch, dtype=np.intp) for _ in range(7)
+        self.trace = np.arange(batch) if in_order else np.zeros(batch, dtype=np.intp)
+        self.decision, self._left, self.cut, self._since, self._queue, self._held = (
+            np.zeros(batch, dtype=np.intp) for _ in range(6)
         )
-        self._rate, self._round_trip_ms, self._seen, self._age_s, self._cpu, self._memory, self._battery = (
-            np.zeros(batch) for _ in range(7)
-        )
+        (
+            self._rate,
+            self._round_trip_ms,
+            self._seen,
+            self._age_s,
+            self._cpu,
+            self._memory,
+            self._battery,
+            self._version_age,
+        ) = (np.zeros(batch) for _ in range(8))
         self._begin(np.ones(batch, dtype=bool))
 
     @property
@@ -95,7 +102,7 @@ class Simulator:
         """What each device may do now, `[B, L + 2]`, as `common.actions.allowed_mask` says it."""
         cuts = np.arange(self.depth + 1)
         free = (self._since >= DWELL)[:, None] | (cuts == self.cut[:, None])
-        online = self._columns["online"][self._trace, self._step]
+        online = self._columns["online"][self.trace, self.decision]
         mask = np.ones((len(self.cut), self.actions), dtype=bool)
         mask[:, :-1] = (cuts >= self._min_cut) & free & online[:, None]
         return mask
@@ -113,8 +120,9 @@ class Simulator:
             "battery": self._battery,
             "queue": np.minimum(self._queue / QUEUE_CAPACITY, 1.0),
             "cut": self.cut / self.depth,
-            "slowness": self._forward[self._trace],
+            "slowness": self._forward[self.trace],
             "held": self._held / self.depth,
+            "version_age": np.minimum(self._version_age / 2.0, 1.0),
         }
         return np.stack([fields[name] for name in OBSERVATION_NAMES], axis=1)
 
@@ -127,13 +135,24 @@ class Simulator:
         devices = np.arange(len(self.cut))
         if not self.mask()[devices, actions].all():
             raise ValueError("an action that is not allowed")
-        rows = {name: self._columns[name][self._trace, self._step, actions] for name in PER_STEP}
-        now = {name: self._columns[name][self._trace, self._step] for name in PER_DECISION}
-        after = advance(
+        after = self.peek(actions)
+        self.cut, self._since, self._queue, self._held = after.cut, after.since, after.queue, after.held
+        self._measure(actions)
+        self.decision += 1
+        self._left -= 1
+        done = (self._left == 0) | (self.decision == self._length)
+        if done.any():
+            self._begin(done)
+        return Stepped(after.reward, done, actions, after.outcome)
+
+    def peek(self, actions: Counts) -> Next:
+        """Where these actions would lead, allowed or not; nothing changes."""
+        at = self.trace, self.decision, actions
+        return advance(
             Row(
-                **{name: rows[name] for name in ("service_s", "delay_s", "answered", "local", "bytes_moved", "joules")},
-                uncertainty=now["uncertainty"],
-                fetch_joules=self._fetch_joules[self._trace],
+                **{name: self._columns[name][at] for name in COSTS},
+                uncertainty=self._columns["uncertainty"][at[:2]],
+                fetch_joules=self._fetch_joules[self.trace],
             ),
             action=actions,
             cut=self.cut,
@@ -141,51 +160,49 @@ class Simulator:
             queue=self._queue,
             held=self._held,
             whole_bytes=self._whole_bytes,
-            merged=is_merge(self._step, self.merge_every),
+            merged=is_merge(self.decision, self.merge_every),
             weights=self._weights,
         )
-        self.cut, self._since, self._queue, self._held = after.cut, after.since, after.queue, after.held
-        self._measure(actions, rows, now)
-        self._step += 1
-        self._left -= 1
-        done = (self._left == 0) | (self._step == self._length)
-        if done.any():
-            self._begin(done)
-        return Stepped(after.reward, done, actions, after.outcome)
 
-    def _measure(self, actions: Counts, rows: dict[str, Values], now: dict[str, Values]) -> None:
+    def _measure(self, actions: Counts) -> None:
         """What the devices learn of their surroundings while they carry out what they decided."""
-        noise = self._rng.standard_normal((4, len(actions)))
-        sends = (actions <= self.depth) & now["online"].astype(bool)
+        replied, busy = (self._columns[name][self.trace, self.decision, actions] for name in ("replied", "busy"))
+        now = {name: self._columns[name][self.trace, self.decision] for name in PER_DECISION}
+        noise = self._rng.standard_normal((5, len(actions)))
+        online = now["online"].astype(bool)
         rate = now["uplink_mbps"] * np.exp(RATE_NOISE * noise[0])
-        self._rate = np.where(sends, _smoothed(self._rate, rate), self._rate)
-        answered = ~np.isnan(rows["answer_s"])
-        answer_ms = 1e3 * rows["answer_s"] * np.exp(ROUND_TRIP_NOISE * np.abs(noise[1]))
-        self._unanswered = np.where(answered, 0, self._unanswered + sends)
-        kept = np.where(self._unanswered >= UNANSWERED, np.nan, self._round_trip_ms)
-        self._round_trip_ms = np.where(answered, _smoothed(self._round_trip_ms, answer_ms), kept)
-        self._cpu = np.clip(now["load"] + rows["busy"] + CPU_NOISE * noise[2], 0.0, 1.0)
+        self._rate = np.where(online & (actions <= self.depth), _smoothed(self._rate, rate), self._rate)
+        round_trip_ms = now["round_trip_ms"] * np.exp(ROUND_TRIP_NOISE * np.abs(noise[1]))
+        self._round_trip_ms = np.where(online, _smoothed(self._round_trip_ms, round_trip_ms), self._round_trip_ms)
+        self._cpu = np.clip(now["load"] + busy + CPU_NOISE * noise[2], 0.0, 1.0)
         seen = np.clip(now["last_uncertainty"] + UNCERTAINTY_NOISE * noise[3], 0.0, 1.0)
-        self._seen = np.where(answered, seen, self._seen)
-        self._age_s = np.where(answered, 0.0, self._age_s + DECISION_S)
+        self._seen = np.where(replied, seen, self._seen)
+        self._age_s = np.where(replied, 0.0, self._age_s + DECISION_S)
+        self._version_age = self._due(self.decision + 1) * np.exp(VERSION_NOISE * noise[4])
+
+    def _due(self, step: Counts) -> Values:
+        """Decisions since the newest version that was seen, over those that one lasts: 1 just before the next."""
+        due: Values = ((step - 1) % self.merge_every + 1) / self.merge_every
+        return due
 
     def _begin(self, which: NDArray[np.bool_]) -> None:
         """A new trace for the devices in `which`."""
         count = int(which.sum())
         traces, length = len(self._forward), self._length
         if not self._in_order:
-            self._trace[which] = self._rng.integers(traces, size=count)
+            self.trace[which] = self._rng.integers(traces, size=count)
         # A beginning anywhere: else devices that start together would meet every version together.
         start = np.zeros(count, dtype=np.intp) if self._in_order else self._rng.integers(length // 2, size=count)
-        self._step[which], self._left[which] = start, length - start
+        self.decision[which], self._left[which] = start, length - start
         first = self._first_cut
         self.cut[which] = self._rng.integers(self._min_cut, self.depth + 1, count) if first is None else first
         self._held[which] = self.cut[which]
-        self._since[which], self._queue[which], self._unanswered[which] = DWELL, 0, 0
+        self._since[which], self._queue[which] = DWELL, 0
         for unknown in (self._rate, self._round_trip_ms, self._seen):
             unknown[which] = np.nan
         self._age_s[which] = 0.0
-        self._cpu[which] = self._columns["load"][self._trace[which], self._step[which]]
+        self._version_age[which] = self._due(start)
+        self._cpu[which] = self._columns["load"][self.trace[which], self.decision[which]]
         self._memory[which] = self._rng.uniform(0.2, 0.8, count)
         self._battery[which] = np.where(self._rng.random(count) < 0.5, 1.0, self._rng.random(count))
 

@@ -18,8 +18,7 @@ from common.config import EXIT_CONFIG
 from common.errors import ConfigError
 from trainer.link_traces import Split, read_split
 from trainer.policy_file import network_of, save_policy, to_message
-from trainer.policy_pretraining import Plan, Progress, pretrain
-from trainer.ppo import Settings
+from trainer.policy_pretraining import Learned, Plan, Progress, pretrain
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
 from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
@@ -32,14 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--compute", type=Path, help="its profile by streamsplit profile; default: the shipped one")
     parser.add_argument("--out", type=Path, default=Path("policy"), help="folder for what is written (default policy)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--updates", type=int, default=Plan().updates, help="of 8,192 decisions each")
+    parser.add_argument("--rounds", type=int, default=Plan().rounds, help="of imitating the oracle")
+    parser.add_argument("--updates", type=int, default=Plan().updates, help="from rewards, of 8,192 decisions each")
     parser.add_argument("--min-cut", type=int, default=Plan().min_cut, help="the floor of the simulated devices")
     parser.add_argument(
         "--uncertainty-weight", type=float, default=RewardWeights().uncertainty_weight, help="0 to 1 (default 0)"
     )
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    plan = replace(Plan(), updates=given.updates, min_cut=given.min_cut)
+    plan = replace(Plan(), rounds=given.rounds, updates=given.updates, min_cut=given.min_cut)
     weights = replace(RewardWeights(), uncertainty_weight=given.uncertainty_weight)
     try:
         tables = training_tables(given.encoder, given.compute, read_split())
@@ -48,17 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
     curve: list[Progress] = []
     with ProgressBar(disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("learning", total=plan.updates)
+        task = bar.add_task("learning", total=plan.rounds + plan.updates)
 
         def report(progress: Progress) -> None:
             curve.append(progress)
             bar.advance(task)
 
-        model = pretrain(tables, plan=plan, settings=Settings(), weights=weights, seed=given.seed, report=report)
+        learned = pretrain(
+            tables,
+            plan=plan,
+            weights=weights,
+            seed=given.seed,
+            report=report,
+            advance=lambda: bar.advance(task),
+        )
     given.out.mkdir(parents=True, exist_ok=True)
-    update = to_message(network_of(model), version=1, encoder=given.encoder)
+    update = to_message(network_of(learned.model), version=1, encoder=given.encoder)
     save_policy(given.out / f"{given.encoder}.bin", update)
-    about = summary(curve, plan, weights, seed=given.seed, size_bytes=len(update.data))
+    about = summary(learned, curve, plan, weights, seed=given.seed, size_bytes=len(update.data))
     write_atomically(given.out / f"{given.encoder}.json", (json.dumps(about, indent=1) + "\n").encode())
     draw(curve, given.out / f"{given.encoder}.png")
     print(f"{given.out / given.encoder}.bin: {len(update.data):,} bytes, reward {about['reward']:.3f}")
@@ -72,9 +79,11 @@ def training_tables(encoder: str, compute: Path | None, split: Split) -> list[Ta
 
 
 def summary(
-    curve: Sequence[Progress], plan: Plan, weights: RewardWeights, *, seed: int, size_bytes: int
+    learned: Learned, curve: Sequence[Progress], plan: Plan, weights: RewardWeights, *, seed: int, size_bytes: int
 ) -> dict[str, Any]:
-    """What is written beside a policy: how it was learned, and the health of its last tenth of updates."""
+    """What is written beside a policy: how it was learned, what it earns along the training traces, before and after
+    it learned from rewards (the better is kept), and the health of the last tenth of those updates.
+    """
     last = curve[-max(1, len(curve) // 10) :]
     health = [asdict(one.health) for one in last]
     return {
@@ -82,7 +91,9 @@ def summary(
         "plan": asdict(plan),
         "reward_weights": asdict(weights),
         "size_bytes": size_bytes,
-        "reward": sum(one.reward for one in last) / len(last),
+        "reward": max(learned.began, learned.refined),
+        "reward_imitated": learned.began,
+        "reward_refined": learned.refined,
         "health": {name: sum(one[name] for one in health) / len(health) for name in health[0]},
     }
 

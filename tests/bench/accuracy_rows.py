@@ -167,7 +167,7 @@ ROWS = (
     Row("by-class", "StreamSplit, shards by class", plain(shard="by-class")),
     Row("hostile", "StreamSplit, one of the eight devices hostile", seeds=(0, 1), hostile=True),
     Row("sparse-uncertainty", "25 % of the windows sent, by uncertainty", plain(device=SPARSE), seeds=(0, 1)),
-    Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=(0, 1)),
+    Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=HEADLINE_SEEDS),
     Row("sparse-learning", "25 % by uncertainty, the others learned alone", plain(device=SPARSE_LEARNING)),
     Row("coarse", "StreamSplit, activations in steps of a deviation", plain(device=(COARSE,))),
     Row("cola", "COLA on EfficientNet-B0", plain(fleet=(("objective", "cola"),), encoder="efficientnet-b0"), (1, 2, 3)),
@@ -203,6 +203,7 @@ COMPARISONS = (
         mean_from=-2.8,
     ),
     Comparison("sparse_random_minus_full", "sparse-random", "streamsplit", "25 % at random minus all"),
+    Comparison("sparse_random_minus_server_only", "sparse-random", "server-only", "25 % at random minus server-only"),
     Comparison(
         "sparse_uncertainty_minus_random", "sparse-uncertainty", "sparse-random", "25 % by uncertainty minus at random"
     ),

@@ -179,6 +179,10 @@ class MemoryLink:
         """Nothing is measured here."""
         return None
 
+    def round_trip_ms(self) -> float | None:
+        """Nothing is measured here."""
+        return None
+
     def counters(self) -> LinkCounters:
         """See `Link`."""
         with self._counting:

@@ -4,8 +4,8 @@
 seed, in the simulator alone, or those of `--policies` (files of ``streamsplit train-policy``). Every contender decides
 on what a device would measure, and is paid by the simulator. `oracle_ratio` is (policy - random) / (oracle - random),
 the oracle a dynamic programme over the true trace. Margins are paired over traces, with a bootstrap over traces and
-seeds. `sb3` is stable-baselines3's masked PPO (sb3-contrib, needs the extra `bench`) on the same environment, for as
-many decisions, with the same network and pace.
+seeds. `sb3` is stable-baselines3's masked PPO (sb3-contrib, needs the extra `bench`) on the same environment with the
+same network, from rewards alone, for three times as many decisions.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from common import messages
 from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork, pack_network, unpack_network
 from tests.bench.policy_baselines import Heuristic, Planner, constant, uniform
-from tests.bench.policy_oracle import best_return
 from tests.bench.statistics import Estimate
 from trainer.link_traces import read_split
 from trainer.policy_file import load_policy, network_of, to_message
+from trainer.policy_oracle import Oracle
 from trainer.policy_pretraining import Plan, pretrain
-from trainer.ppo import Settings
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Board, CutCosts, Tables
 from trainer.simulated_device import Counts
@@ -76,8 +75,8 @@ def by_network(network: PolicyNetwork) -> Chooser:
 
 def learned(tables: Sequence[Tables], plan: Plan, seed: int) -> PolicyNetwork:
     """A policy as it travels: through half precision."""
-    model = pretrain(tables, plan=plan, settings=Settings(), weights=WEIGHTS, seed=seed)
-    packed = pack_network(network_of(model))
+    learned = pretrain(tables, plan=plan, weights=WEIGHTS, seed=seed)
+    packed = pack_network(network_of(learned.model))
     return unpack_network(packed, inputs=len(OBSERVATION_NAMES), actions=tables[0].depth + 2)
 
 
@@ -163,9 +162,7 @@ def measure(
     """Everything the report needs; `policies`: files to judge instead of learning from `seeds` seeds."""
     on = ground()
     random = returns(on.held_out, uniform(np.random.default_rng(0)), seed=0)
-    oracle = np.array(
-        [best_return(one, first_cut=FIRST_CUT, min_cut=MIN_CUT, weights=WEIGHTS) / len(one) for one in on.held_out]
-    )
+    oracle = returns(on.held_out, Oracle(on.held_out, min_cut=MIN_CUT, weights=WEIGHTS).choose, seed=0)
     others = baselines(on.held_out, on.of_trace, on.costs)
     advance()
     networks = [load_policy(path, actions=on.costs.depth + 2)[1] for path in policies]
@@ -247,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     seeds, plan, sb3 = given.seeds, Plan(), given.sb3_seeds
     if given.quick:
-        seeds, plan, sb3 = 2, replace(Plan(), updates=Plan().updates // 10), 0
+        seeds, plan, sb3 = 2, replace(Plan(), rounds=Plan().rounds // 10, updates=Plan().updates // 10), 0
     with ProgressBar(disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("policies", total=1 + (0 if given.policies else seeds) + sb3)
         result = measure(

@@ -59,8 +59,8 @@ class Heuristic:
 class Planner:
     """Takes what would be best if what is measured now were true for ever and moving were free.
 
-    It knows the board, the encoder and the reward exactly; of its surroundings what the device observes. Where a round
-    trip is not known it takes the observation's stated value; downwards a link is as quick as upwards.
+    It knows the board, the encoder and the reward exactly; of its surroundings what the device observes. Where rate or
+    round trip are not known it takes the observation's stated value; downwards a link is as quick as upwards.
     """
 
     def __init__(self, boards: Sequence[Board], costs: CutCosts, *, weights: RewardWeights) -> None:
@@ -76,20 +76,20 @@ class Planner:
         )
 
     def _worth(self, board: Board, seen: Values, cut: int) -> Values:
-        """What every action is worth, `[L + 2]`."""
+        """What every action is worth, `[L + 2]`; `cut` says how much of the load is our own."""
         costs, power = self._costs, board.power
         uplink_mbps = _back(seen[PLACE["uplink"]], *UPLINK_MBPS)
-        answer_s = max(1e-3 * _back(seen[PLACE["round_trip"]], *ROUND_TRIP_MS), SERVER_S)
+        round_trip_s = 1e-3 * _back(seen[PLACE["round_trip"]], *ROUND_TRIP_MS)
         train_s = 1e-3 * board.forward_ms * np.append(costs.train_ms, costs.train_ms[-1])
         embedded_s = 1e-3 * board.forward_ms * np.append(costs.forward_ms, costs.train_ms[-1])
         load = float(np.clip(seen[PLACE["cpu"]] - train_s[cut] / STEP_S, 0.0, 0.95))
         sent = np.append(np.ones(costs.depth + 1), 0.0)
         answered = sent * (np.arange(costs.depth + 2) < costs.depth)
-        more_s = (np.append(costs.up_bytes, 0.0) - costs.up_bytes[cut]) * 8e-6 / uplink_mbps
+        answer_s = round_trip_s + SERVER_S + np.append(costs.up_bytes + costs.answer_bytes, 0.0) * 8e-6 / uplink_mbps
         up = np.append(costs.up_bytes + costs.exchange_bytes / 2, 0.0)
         down = np.append(costs.down_bytes + costs.exchange_bytes / 2, 0.0)
         radio = power.radio_joules_per_megabyte_up * up + power.radio_joules_per_megabyte_down * down
-        delay_s = embedded_s / (1.0 - load) + answered * np.maximum(answer_s + more_s, SERVER_S)
+        delay_s = embedded_s / (1.0 - load) + answered * answer_s
         overload = np.maximum(train_s / (1.0 - load) / STEP_S - 1.0, 0.0)  # what cannot be kept up with grows late
         w = self._weights
         gain = utility(

@@ -29,14 +29,14 @@ from rich.progress import Progress as ProgressBar
 
 from common.policy_network import PolicyNetwork
 from device.policy_splitter import shipped_policy
-from tests.bench.policy import FIRST_CUT, MIN_CUT, WEIGHTS
-from tests.bench.policy_oracle import best_return
+from tests.bench.policy import MIN_CUT, WEIGHTS, returns
 from tests.bench.recovery_runs import Curve, Learning, Pace, World, greedy_reward, learning_run, world
 from tests.bench.statistics import mean_sd
 from trainer.link_traces import Split, TraceKind, read_split
 from trainer.policy_file import load_policy, network_of
 from trainer.policy_learning import ONLINE
-from trainer.policy_pretraining import Plan, pretrain
+from trainer.policy_oracle import Oracle
+from trainer.policy_pretraining import REFINING, Plan, pretrain
 from trainer.ppo import Settings
 from trainer.simulated_costs import CutCosts, Tables
 from trainer.simulated_fleet import encoder_costs
@@ -86,17 +86,16 @@ def levels(setting: Setting, slow: World, *, told: bool) -> dict[str, float]:
     if teaching.scratch:
         found["scratch"] = greedy_reward(slow, _taught(training, teaching.scratch, None))
     if teaching.oracle:
-        best = [
-            best_return(one, first_cut=FIRST_CUT, min_cut=MIN_CUT, weights=WEIGHTS) / len(one) for one in slow.judged
-        ]
-        found["oracle"] = mean(best)
+        oracle = Oracle(slow.judged, min_cut=MIN_CUT, weights=WEIGHTS)
+        found["oracle"] = float(returns(slow.judged, oracle.choose, seed=0).mean())
     return found
 
 
 def _taught(tables: Sequence[Tables], updates: int, network: PolicyNetwork | None) -> PolicyNetwork:
     plan = replace(Plan(), updates=updates)
-    settings = Settings() if network is None else replace(Settings(), entropy=ONLINE.entropy)
-    return network_of(pretrain(tables, plan=plan, settings=settings, weights=WEIGHTS, seed=0, network=network))
+    settings = REFINING if network is None else replace(Settings(), entropy=ONLINE.entropy)
+    learned = pretrain(tables, plan=plan, settings=settings, weights=WEIGHTS, seed=0, network=network)
+    return network_of(learned.model)
 
 
 def measure_case(setting: Setting, *, told: bool, advance: Callable[[], None]) -> dict[str, Any]:

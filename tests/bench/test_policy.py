@@ -83,7 +83,7 @@ def test_the_report_has_every_figure_and_ends_with_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "read_split", lambda: Split(160, (("wifi", 1),), (("lte", 2), ("outage", 3))))
-    monkeypatch.setattr(bench, "Plan", lambda: Plan(updates=10, batch=4, steps=4))
+    monkeypatch.setattr(bench, "Plan", lambda: Plan(rounds=10, updates=20, unvalued=1, batch=4, steps=4))
     assert bench.main(["--quick", "--json", "--jobs", "1"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result) >= {"oracle_ratio", "margin", "decision_us", "wire_bytes"}

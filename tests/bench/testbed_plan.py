@@ -58,6 +58,7 @@ class Happening(Settings):
     name: str
     title: str
     changes: list[dict[str, float | bool]]
+    profile: str | None = None
 
 
 class Happenings(Settings):

@@ -62,8 +62,11 @@ def run_row(plan: Plan, row: RowPlan, out: Path, *, sounds: Sounds, broker: str,
 def run_events(plan: Plan, out: Path, *, sounds: Sounds, broker: str, console: Console) -> Ran:
     """The subject on boards to which something happens; raises as `run_row` does."""
     events = plan.events
-    boards = [events.link] * len(events.devices)
-    playing = [conditions(events.link, one.changes) for one in events.devices]
+    boards = [
+        events.link if one.profile is None else events.link.model_copy(update={"profile": one.profile})
+        for one in events.devices
+    ]
+    playing = [conditions(board, one.changes) for board, one in zip(boards, events.devices, strict=True)]
     return _run(plan, plan.row(plan.subject), out, boards, playing, events.windows, sounds, broker, console)
 
 

@@ -25,6 +25,7 @@ MEASURED: dict[str, Any] = {
     "depth": 8,
     "forward_ms": 10.0,
     "held": 8,
+    "version_age": 0.6,
 }
 
 
@@ -33,7 +34,7 @@ def seen(**changes: object) -> Observation:
 
 
 def test_every_measurement_lands_on_its_scale() -> None:
-    assert seen().values() == pytest.approx((0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.5, 0.9, 0.25, 0.75, 1 / 3, 1.0))
+    assert seen().values() == pytest.approx((0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.5, 0.9, 0.25, 0.75, 1 / 3, 1.0, 0.3))
 
 
 def test_the_order_of_the_fields_is_part_of_the_protocol() -> None:
@@ -50,6 +51,7 @@ def test_the_order_of_the_fields_is_part_of_the_protocol() -> None:
         "cut",
         "slowness",
         "held",
+        "version_age",
     )
 
 
@@ -63,8 +65,9 @@ def test_what_is_not_known_has_its_stated_value() -> None:
         round_trip_ms=None,
         battery=None,
         forward_ms=None,
+        version_age=None,
     )
-    assert unknown.slowness == 0.5
+    assert unknown.slowness == unknown.version_age == 0.5
     assert (unknown.uncertainty, unknown.uncertainty_age) == (0.5, 1.0)
     assert (unknown.heat, unknown.uplink, unknown.round_trip, unknown.battery) == (0.0, 0.5, 0.5, 1.0)
 

@@ -100,6 +100,7 @@ class Device:
             every_steps=1,
             every_window=False,
             uplink_mbps=lambda: None,
+            round_trip_ms=lambda: None,
             forward_ms=None,
         )
         contact = Contact(

@@ -30,6 +30,7 @@ SEEN = observe(
     depth=DEPTH,
     forward_ms=20.0,
     held=5,
+    version_age=None,
 )
 
 

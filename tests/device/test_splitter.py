@@ -28,6 +28,7 @@ CALM = observe(
     depth=L,
     forward_ms=20.0,
     held=5,
+    version_age=None,
 )
 
 

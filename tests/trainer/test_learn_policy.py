@@ -14,6 +14,7 @@ from common.config_fleet import FleetConfig
 from common.errors import ConfigError
 from common.link import Incoming
 from common.messages import DeviceStatus, PolicyUpdate
+from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork
 from common.state_blob import digest
 from common.topics import Topics
@@ -34,7 +35,7 @@ W = RewardWeights()
 
 
 def learner(tolerance: float = 10.0) -> FleetLearner:
-    network = network_of(ActorCritic(12, 10, seed=0))
+    network = network_of(ActorCritic(len(OBSERVATION_NAMES), 10, seed=0))
     return FleetLearner(network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=tolerance, seed=0)
 
 
@@ -45,7 +46,7 @@ def trajectory(
     mask = (False,) * 3 + (True,) * 7
     made = []
     for _ in range(length):
-        seen = tuple(rng.random(12).tolist())
+        seen = tuple(rng.random(len(OBSERVATION_NAMES)).tolist())
         chances = network.probabilities(seen, mask)
         action = int(rng.choice(10, p=chances))
         log_prob = float(np.log(chances[action]))
@@ -167,7 +168,7 @@ def test_it_is_built_from_a_fleet_file_and_a_policy_and_hears_the_fleet(tmp_path
 
 def test_a_policy_for_another_encoder_is_the_operators_error(tmp_path: Path) -> None:
     policy = tmp_path / "policy.bin"
-    network = network_of(ActorCritic(12, 10, seed=0))
+    network = network_of(ActorCritic(len(OBSERVATION_NAMES), 10, seed=0))
     save_policy(policy, to_message(network, version=1, encoder="resnet18"))
     with pytest.raises(ConfigError, match="for resnet18"):
         learn(fleet(tmp_path, "mobile"), threading.Event(), path=policy, drawn_per_update=64, tolerance=0.0)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from common.messages import Telemetry
+from common.policy import OBSERVATION_NAMES
 from tests.common.cases import cases
 from trainer.link_traces import STEP_S
 from trainer.policy_experience import Experience
@@ -23,7 +24,7 @@ def told(seq: int, **changes: Any) -> Telemetry:
     plain: dict[str, Any] = {
         "decision_seq": seq,
         "policy_version": 4,
-        "observation": (0.5,) * 12,
+        "observation": (0.5,) * len(OBSERVATION_NAMES),
         "mask": MASK,
         "action": 5,
         "cut": 5,

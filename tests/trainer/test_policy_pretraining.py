@@ -10,23 +10,26 @@ import torch
 from common import messages
 from common.errors import ConfigError
 from common.messages import PolicyUpdate
+from common.policy import OBSERVATION_NAMES
 from common.policy_network import unpack_network
+from tests.bench import policy as bench
+from tests.bench.policy_baselines import constant
 from tests.policies import update, wanting
 from tests.trainer.simulated import small_fleet
 from trainer import train_policy
 from trainer.policy_file import load_policy, network_of, save_policy, take_over, to_message
-from trainer.policy_pretraining import Plan, Progress, collect, pretrain
-from trainer.ppo import ActorCritic, Settings
+from trainer.policy_pretraining import Plan, Progress, collect, greedy_reward, pretrain
+from trainer.ppo import HIDDEN, ActorCritic, Settings
 from trainer.reward import RewardWeights
-from trainer.simulated_costs import MERGE_BATCHES
 from trainer.simulator import Simulator
 
-SMALL = Plan(updates=3, batch=16, steps=16)
+INPUTS = len(OBSERVATION_NAMES)
+SMALL = Plan(rounds=3, updates=3, unvalued=1, batch=16, steps=16)
 
 
 def learned(seed: int) -> tuple[ActorCritic, list[Progress]]:
     seen: list[Progress] = []
-    model = pretrain(
+    made = pretrain(
         small_fleet(),
         plan=SMALL,
         settings=Settings(minibatch=64),
@@ -34,7 +37,7 @@ def learned(seed: int) -> tuple[ActorCritic, list[Progress]]:
         seed=seed,
         report=seen.append,
     )
-    return model, seen
+    return made.model, seen
 
 
 def test_the_same_seed_learns_the_same_policy_and_tells_of_every_update() -> None:
@@ -52,13 +55,14 @@ def test_a_policy_can_be_taught_further_from_where_it_stands() -> None:
     taught = pretrain(
         small_fleet(), plan=SMALL, settings=still, weights=RewardWeights(), seed=2, network=network
     )  # fmt: skip
-    for (made, _), (began, _) in zip(network_of(taught).layers, network.layers, strict=True):
+    assert taught.began == taught.refined
+    for (made, _), (began, _) in zip(network_of(taught.model).layers, network.layers, strict=True):
         assert np.array_equal(made, began)
 
 
 def test_what_is_collected_was_allowed_and_has_the_probability_it_says() -> None:
     simulator = Simulator(small_fleet(), batch=8, min_cut=3, first_cut=5, weights=RewardWeights(), seed=0)
-    model = ActorCritic(12, simulator.actions, seed=0)
+    model = ActorCritic(INPUTS, simulator.actions, seed=0)
     samples, reward = collect(model, simulator, steps=10, generator=torch.Generator().manual_seed(0))
     assert len(samples.action) == 80
     assert samples.mask.gather(1, samples.action[:, None]).all()
@@ -68,26 +72,26 @@ def test_what_is_collected_was_allowed_and_has_the_probability_it_says() -> None
 
 
 def test_a_device_computes_what_was_learned() -> None:
-    model = ActorCritic(12, 10, seed=3)
+    model = ActorCritic(INPUTS, 10, seed=3)
     network = network_of(model)
-    seen, mask = torch.rand(5, 12), torch.ones(5, 10, dtype=torch.bool)
+    seen, mask = torch.rand(5, INPUTS), torch.ones(5, 10, dtype=torch.bool)
     expected = model.log_probs(seen, mask).exp().detach().numpy()
     found = [network.probabilities(row.tolist(), [True] * 10) for row in seen]
     assert np.allclose(found, expected, atol=1e-5)
-    other = ActorCritic(12, 10, seed=4)
+    other = ActorCritic(INPUTS, 10, seed=4)
     take_over(other, network)
     assert torch.allclose(other.log_probs(seen, mask), model.log_probs(seen, mask), atol=1e-5)
     with pytest.raises(ValueError, match="does not fit"):
-        take_over(other, unpack_network(wanting({}), inputs=12, actions=10))
+        take_over(other, unpack_network(wanting({}), inputs=INPUTS, actions=10))
 
 
 def test_a_policy_file_is_the_message_and_a_damaged_one_is_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "mobile.bin"
-    made = to_message(network_of(ActorCritic(12, 10, seed=0)), version=4, encoder="mobile")
+    made = to_message(network_of(ActorCritic(INPUTS, 10, seed=0)), version=4, encoder="mobile")
     save_policy(path, made)
     assert messages.decode(PolicyUpdate, path.read_bytes()) == made
     read, network = load_policy(path, actions=10)
-    assert (read, network.sizes) == (made, (12, 32, 32, 10))
+    assert (read, network.sizes) == (made, (INPUTS, HIDDEN, HIDDEN, 10))
     save_policy(path, PolicyUpdate(1, "mobile", "00" * 32, made.data))
     with pytest.raises(ConfigError, match="digest"):
         load_policy(path, actions=10)
@@ -102,10 +106,10 @@ def test_the_command_writes_policy_health_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(train_policy, "training_tables", lambda *_: list(small_fleet()))
-    assert train_policy.main(["--updates", "2", "--out", str(tmp_path), "--seed", "5"]) == 0
+    assert train_policy.main(["--rounds", "2", "--updates", "2", "--out", str(tmp_path), "--seed", "5"]) == 0
     assert "bytes, reward" in capsys.readouterr().out
     _, network = load_policy(tmp_path / "mobile.bin", actions=10)
-    assert network.sizes[0] == 12
+    assert network.sizes[0] == INPUTS
     about = json.loads((tmp_path / "mobile.json").read_text())
     assert (about["seed"], about["plan"]["updates"]) == (5, 2)
     assert set(about["health"]) == {"approx_kl", "clip_fraction", "explained_variance", "entropy"}
@@ -117,6 +121,11 @@ def test_a_profile_that_is_none_is_the_operators_error(tmp_path: Path, capsys: p
     assert "none.json" in capsys.readouterr().err
 
 
-def test_versions_come_seldom_for_the_first_part_of_the_updates_and_then_as_in_a_fleet() -> None:
-    plan = Plan(updates=10, easy=0.6, easy_merges=48)
-    assert [plan.merge_every(update) for update in range(10)] == [48] * 6 + [MERGE_BATCHES] * 4
+def test_imitation_alone_earns_more_than_any_one_cut_and_is_kept_where_rewards_make_it_worse() -> None:
+    tables, w = small_fleet(), RewardWeights()
+    plan = Plan(rounds=40, updates=2, unvalued=0, batch=32, steps=16)
+    wild = Settings(learning_rate=0.3, stop_kl=1e9)
+    made = pretrain(tables, plan=plan, settings=wild, weights=w, seed=0)
+    assert made.refined < made.began
+    assert greedy_reward(made.model, tables, min_cut=3, weights=w) == made.began
+    assert made.began > max(bench.returns(tables, constant(cut), seed=0).mean() for cut in range(3, 9))

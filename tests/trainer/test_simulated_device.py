@@ -9,10 +9,19 @@ from tests.trainer.simulated import small_fleet
 from trainer.link_traces import STEP_S
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import WINDOWS, Tables
-from trainer.simulated_device import DWELL, QUEUE_CAPACITY, advance, row_of
+from trainer.simulated_device import DWELL, QUEUE_CAPACITY, Counts, Row, advance
 
 L = 8
 W = RewardWeights()
+
+
+def row_of(table: Tables, step: int, action: Counts) -> Row:
+    names = ("service_s", "delay_s", "answered", "local", "bytes_moved", "joules")
+    return Row(
+        **{name: getattr(table, name)[step, action] for name in names},
+        uncertainty=np.full(action.shape, table.uncertainty[step]),
+        fetch_joules=np.full(action.shape, table.fetch_joules),
+    )
 
 
 def slow(t: Tables, d: int, a: int, cut: int, since: int, queue: int, held: int, *, merged: bool) -> dict[str, float]:

@@ -8,15 +8,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from common.actions import allowed_mask
-from common.policy import OBSERVATION_NAMES, observe
+from common.policy import OBSERVATION_NAMES, ROUND_TRIP_MS, observe
 from device.senses import QUEUE_CAPACITY as DEVICE_QUEUE_CAPACITY
-from device.senses import ROUND_TRIP_STEPS
 from device.telemetry import LinkEstimate
 from tests.trainer.simulated import small_fleet
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import WINDOWS
 from trainer.simulated_device import QUEUE_CAPACITY, Counts
-from trainer.simulator import UNANSWERED, Masks, Simulator, SplitterEnv
+from trainer.simulator import Masks, Simulator, SplitterEnv
 
 L = 8
 
@@ -63,7 +62,7 @@ def test_masks_are_those_of_a_device() -> None:
     simulator, rng = fleet(), np.random.default_rng(0)
     for _ in range(60):
         mask = simulator.mask()
-        online = simulator._columns["online"][simulator._trace, simulator._step]
+        online = simulator._columns["online"][simulator.trace, simulator.decision]
         for i in range(16):
             expected = allowed_mask(
                 depth=L,
@@ -95,7 +94,7 @@ def test_observations_are_those_of_a_device_that_measured_the_same() -> None:
             rate, trip, uncertainty = (
                 float(v[i]) for v in (simulator._rate, simulator._round_trip_ms, simulator._seen)
             )
-            table = small_fleet()[simulator._trace[i]]
+            table = small_fleet()[simulator.trace[i]]
             expected = observe(
                 uncertainty=None if np.isnan(uncertainty) else uncertainty,
                 uncertainty_age_s=float(simulator._age_s[i]),
@@ -112,13 +111,14 @@ def test_observations_are_those_of_a_device_that_measured_the_same() -> None:
                 depth=L,
                 forward_ms=table.forward_ms,
                 held=int(simulator._held[i]),
+                version_age=float(simulator._version_age[i]),
             )
             assert dict(zip(OBSERVATION_NAMES, seen[i], strict=True)) == pytest.approx(
                 dict(zip(OBSERVATION_NAMES, expected.values(), strict=True))
             )
 
 
-def test_a_link_that_does_not_jump_is_estimated_as_a_device_does_and_forgotten_as_there() -> None:
+def test_a_link_that_does_not_jump_is_estimated_as_a_device_does() -> None:
     from common.policy import LINK_SMOOTHING
     from trainer.simulator import _smoothed
 
@@ -127,7 +127,27 @@ def test_a_link_that_does_not_jump_is_estimated_as_a_device_does_and_forgotten_a
         estimate.uplink(mbps)
         mean = _smoothed(mean, np.array([mbps]))
         assert mean[0] == pytest.approx(estimate.uplink_mbps)
-    assert (UNANSWERED, QUEUE_CAPACITY) == (ROUND_TRIP_STEPS, DEVICE_QUEUE_CAPACITY)
+    assert QUEUE_CAPACITY == DEVICE_QUEUE_CAPACITY
+
+
+def test_the_round_trip_is_known_at_every_cut_and_grows_old_in_an_outage_only() -> None:
+    tables = [
+        replace(table, round_trip_ms=np.linspace(20.0, 400.0, len(table)), online=np.arange(len(table)) % 20 < 15)
+        for table in small_fleet()
+    ]
+    simulator = Simulator(
+        tables, batch=len(tables), min_cut=3, first_cut=L, weights=RewardWeights(), seed=0, in_order=True
+    )
+    place = OBSERVATION_NAMES.index("round_trip")
+    for step in range(40):
+        before = simulator.observe()[:, place]
+        mask = simulator.mask()
+        simulator.step(np.where(mask[:, L], L, L + 1))  # at the last cut nothing is answered
+        told = simulator.observe()[:, place]
+        assert ((told != before) == (step % 20 < 15)).all()
+        if step % 20 < 15:
+            mean_ms = ROUND_TRIP_MS[0] * (ROUND_TRIP_MS[1] / ROUND_TRIP_MS[0]) ** told
+            assert mean_ms == pytest.approx(tables[0].round_trip_ms[step], rel=0.6)
 
 
 def test_noise_touches_what_is_observed_and_never_what_it_was_worth() -> None:
