@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork
 from trainer.policy_file import take_over
 from trainer.policy_imitation import imitate
-from trainer.policy_oracle import Oracle
+from trainer.policy_oracle import TOGETHER, Oracle
 from trainer.ppo import ActorCritic, Health, Learner, Samples, Settings, advantages
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
@@ -76,17 +77,22 @@ def pretrain(
 ) -> Learned:
     """Learn on `tables`: imitate the oracle, or begin with `network`, then learn from rewards by `settings`.
 
-    `report` is called after every update, `advance` after every round of imitation.
+    `report` is called after every update, `advance` `before_updates` times before the first.
     """
     model = ActorCritic(len(OBSERVATION_NAMES), tables[0].depth + 2, seed=seed)
     if network is not None:
         take_over(model, network)
     else:
-        oracle = Oracle(tables, min_cut=plan.min_cut, weights=weights)
+        oracle = Oracle(tables, min_cut=plan.min_cut, weights=weights, advance=advance)
         imitate(model, oracle, _fleet(tables, plan, weights, seed), rounds=plan.rounds, seed=seed, advance=advance)
     refined = _refined(copy.deepcopy(model), _fleet(tables, plan, weights, seed), plan, settings, seed, report)
     began, after = (greedy_reward(one, tables, min_cut=plan.min_cut, weights=weights) for one in (model, refined))
     return Learned(refined if after > began else model, began, after)
+
+
+def before_updates(tables: Sequence[Tables], plan: Plan) -> int:
+    """Parts of the work of imitating an oracle, its own included."""
+    return math.ceil(len(tables) / TOGETHER) + plan.rounds
 
 
 def greedy_reward(

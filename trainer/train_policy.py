@@ -18,7 +18,7 @@ from common.config import EXIT_CONFIG
 from common.errors import ConfigError
 from trainer.link_traces import Split, read_split
 from trainer.policy_file import network_of, save_policy, to_message
-from trainer.policy_pretraining import Learned, Plan, Progress, pretrain
+from trainer.policy_pretraining import Learned, Plan, Progress, before_updates, pretrain
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
 from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
     curve: list[Progress] = []
     with ProgressBar(disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("learning", total=plan.rounds + plan.updates)
+        task = bar.add_task("learning", total=before_updates(tables, plan) + plan.updates)
 
         def report(progress: Progress) -> None:
             curve.append(progress)

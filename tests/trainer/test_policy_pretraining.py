@@ -18,7 +18,7 @@ from tests.policies import update, wanting
 from tests.trainer.simulated import small_fleet
 from trainer import train_policy
 from trainer.policy_file import load_policy, network_of, save_policy, take_over, to_message
-from trainer.policy_pretraining import Plan, Progress, collect, greedy_reward, pretrain
+from trainer.policy_pretraining import Plan, Progress, before_updates, collect, greedy_reward, pretrain
 from trainer.ppo import HIDDEN, ActorCritic, Settings
 from trainer.reward import RewardWeights
 from trainer.simulator import Simulator
@@ -125,7 +125,9 @@ def test_imitation_alone_earns_more_than_any_one_cut_and_is_kept_where_rewards_m
     tables, w = small_fleet(), RewardWeights()
     plan = Plan(rounds=40, updates=2, unvalued=0, batch=32, steps=16)
     wild = Settings(learning_rate=0.3, stop_kl=1e9)
-    made = pretrain(tables, plan=plan, settings=wild, weights=w, seed=0)
+    advanced: list[int] = []
+    made = pretrain(tables, plan=plan, settings=wild, weights=w, seed=0, advance=lambda: advanced.append(1))
+    assert len(advanced) == before_updates(tables, plan)
     assert made.refined < made.began
     assert greedy_reward(made.model, tables, min_cut=3, weights=w) == made.began
     assert made.began > max(bench.returns(tables, constant(cut), seed=0).mean() for cut in range(3, 9))
