@@ -3,7 +3,7 @@
 AggreVaTe (Ross and Bagnell 2014, arXiv 1406.5979): the network is fitted to the expert's cost to go, on states drawn by
 the learner's own decisions; what it has fitted is, as logits, the policy. The expert knows the trace and the network
 only what a device measures, so it learns what an action loses in the mean of all that may follow. Policy gradients from
-scratch come to rest at one cut: nearly every single move costs more than it brings (measured: tests/bench/LOG.md).
+scratch come to rest at one cut: what a move fetches is out of date before it has paid (measured: tests/bench/LOG.md).
 """
 
 from __future__ import annotations

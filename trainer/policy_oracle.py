@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
 from trainer.simulated_device import DWELL, QUEUE_CAPACITY, Counts, Next, Row, advance, is_merge
-from trainer.simulator import Simulator
+from trainer.simulator import COSTS, Simulator
 
 Values = NDArray[np.float64]
 
@@ -121,9 +121,8 @@ class Oracle:
 
 def _row(tables: Sequence[Tables], step: int, action: int) -> Row:
     """One decision's columns for one action, `[traces, 1]`."""
-    names = ("service_s", "delay_s", "answered", "local", "bytes_moved", "joules")
     return Row(
-        **{name: np.array([[getattr(table, name)[step, action]] for table in tables]) for name in names},
+        **{name: np.array([[getattr(table, name)[step, action]] for table in tables]) for name in COSTS},
         uncertainty=np.array([[table.uncertainty[step]] for table in tables]),
         fetch_joules=np.array([[table.fetch_joules] for table in tables]),
     )

@@ -94,7 +94,7 @@ def summary(
         "reward": max(learned.began, learned.refined),
         "reward_imitated": learned.began,
         "reward_refined": learned.refined,
-        "health": {name: sum(one[name] for one in health) / len(health) for name in health[0]},
+        "health": {name: sum(one[name] for one in health) / len(health) for name in (health[0] if health else ())},
     }
 
 

@@ -5,7 +5,7 @@ seed, in the simulator alone, or those of `--policies` (files of ``streamsplit t
 on what a device would measure, and is paid by the simulator. `oracle_ratio` is (policy - random) / (oracle - random),
 the oracle a dynamic programme over the true trace. Margins are paired over traces, with a bootstrap over traces and
 seeds. `sb3` is stable-baselines3's masked PPO (sb3-contrib, needs the extra `bench`) on the same environment with the
-same network, from rewards alone, for three times as many decisions.
+same network, from rewards alone, for twice as many decisions.
 """
 
 from __future__ import annotations

@@ -116,6 +116,14 @@ def test_the_command_writes_policy_health_and_picture(
     assert (tmp_path / "mobile.png").stat().st_size > 1000
 
 
+def test_imitation_alone_is_a_policy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_policy, "training_tables", lambda *_: list(small_fleet()))
+    assert train_policy.main(["--rounds", "1", "--updates", "0", "--out", str(tmp_path)]) == 0
+    about = json.loads((tmp_path / "mobile.json").read_text())
+    assert about["reward_imitated"] == about["reward_refined"] == about["reward"]
+    assert about["health"] == {}
+
+
 def test_a_profile_that_is_none_is_the_operators_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_policy.main(["--compute", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 78
     assert "none.json" in capsys.readouterr().err
