@@ -30,7 +30,8 @@ class Observation:
     85 °C, 1 when throttled; `uplink`, `round_trip`: logarithmic; `battery`: 1 on mains; `queue`: how full the queue of
     windows is; `cut`: the current cut over the number of blocks; `slowness`: logarithmic, one window through the whole
     encoder on this device, idle; `held`: the deepest cut whose blocks are here at the current version, over the same;
-    `version_age`: 0 a version of the weights has just come, 0.5 the next is due, 1 it is long overdue.
+    `version_age`: 0 a version of the weights has just come, 0.5 the next is due, 1 it is long overdue; `follows`: 1
+    where blocks beyond the cut follow every version as well, so that no move fetches anything, else 0.
     """
 
     uncertainty: float
@@ -46,6 +47,7 @@ class Observation:
     slowness: float
     held: float
     version_age: float
+    follows: float
 
     def __post_init__(self) -> None:
         for name, value in zip(OBSERVATION_NAMES, self.values(), strict=True):
@@ -79,6 +81,7 @@ def observe(
     forward_ms: float | None,
     held: int,
     version_age: float | None,
+    follows: bool,
 ) -> Observation:
     """The observation from what was measured; None is "not known here", and out-of-range values are clipped.
 
@@ -103,6 +106,7 @@ def observe(
         slowness=0.5 if forward_ms is None else scale_forward(forward_ms),
         held=held / depth,
         version_age=0.5 if version_age is None else scale_version_age(version_age),
+        follows=float(follows),
     )
 
 

@@ -27,6 +27,7 @@ from device.correspondence import (
     build_outbox,
     build_presence,
     build_weights,
+    uses_all_blocks,
 )
 from device.cutting import Cutting
 from device.edge_learner import EdgeLearner
@@ -273,6 +274,7 @@ def _senses(
         uplink_mbps=uplink_of(around.link, around.board),
         round_trip_ms=round_trip_of(around.link, around.board),
         forward_ms=forward_ms(settings, encoder),
+        follows_all=uses_all_blocks(settings),
         steady_link=_steady_link(settings),
     )
 

@@ -93,7 +93,7 @@ def build_weights(
         boot=around.boot,
         fingerprint=around.fingerprint,
         path=settings.state_directory / "weights.bin",
-        follow_all=_uses_all_blocks(settings),
+        follow_all=uses_all_blocks(settings),
         # A sum of gradients says nothing by its length.
         negligible_change=0.0 if settings.fleet.accumulates else settings.fleet.negligible_change,
         periods=merge_periods(encoder, settings.fleet.values_per_merge) if settings.fleet.accumulates else None,
@@ -105,7 +105,7 @@ def build_weights(
     return weights
 
 
-def _uses_all_blocks(settings: DeviceConfig) -> bool:
+def uses_all_blocks(settings: DeviceConfig) -> bool:
     """Whether the device goes on using the blocks beyond its cut while it is connected."""
     if settings.fleet.mode == "federated" or settings.own_embedding:
         return True

@@ -50,13 +50,16 @@ class Senses:
         uplink_mbps: Callable[[], float | None],
         round_trip_ms: Callable[[], float | None],
         forward_ms: float | None,
+        follows_all: bool,
         steady_link: tuple[float | None, float | None] | None = None,
     ) -> None:
         """``steady_link``: (uplink_mbps, round_trip_ms); with it decisions rest on them and on nothing measured.
 
         ``forward_ms``: one window through the whole encoder on this device when idle; None: not known.
+        ``follows_all``: blocks beyond the cut follow every version as well.
         """
         self._forward_ms = forward_ms
+        self._follows_all = follows_all
         self._steady_link = steady_link
         self._uplink_mbps = uplink_mbps
         self._round_trip_ms = round_trip_ms
@@ -114,6 +117,7 @@ class Senses:
             forward_ms=self._forward_ms,
             held=self._deepest_held(),
             version_age=self._versions.age(windows),
+            follows=self._follows_all,
         )
         return self._observation
 
@@ -139,6 +143,7 @@ class Senses:
             forward_ms=None,
             held=cut,
             version_age=None,
+            follows=self._follows_all,
         )
 
     def note(self, decision: Decision) -> None:

@@ -174,7 +174,7 @@ def learn(
     topics = Topics(fleet.fleet)
     learner = FleetLearner(
         network,
-        fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards),
+        fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards, follows=(False, True)),
         min_cut=plan.min_cut,
         first_cut=SplitterConfig.model_fields["cut"].default,
         weights=weights,

@@ -20,7 +20,8 @@ from trainer.ppo import ActorCritic
 from trainer.simulator import Simulator
 
 TEMPERATURE = 0.02  # of the logits, in reward: what loses this much more is taken e times as seldom
-WORST = 0.15  # a loss beyond it counts as it: between bad and worse nothing needs to be told apart
+# A loss beyond it counts as it; a move back too soon loses up to 5, and seldom: at 0.15 its mean was taken for less.
+WORST = 5.0
 STRAYED = 0.1  # share of decisions drawn from all that is allowed
 DECISIONS = 32  # of every device in a round
 KEPT = 40  # rounds that are fitted

@@ -125,4 +125,5 @@ def _row(tables: Sequence[Tables], step: int, action: int) -> Row:
         **{name: np.array([[getattr(table, name)[step, action]] for table in tables]) for name in COSTS},
         uncertainty=np.array([[table.uncertainty[step]] for table in tables]),
         fetch_joules=np.array([[table.fetch_joules] for table in tables]),
+        follows=np.array([[table.follows] for table in tables]),
     )

@@ -33,7 +33,7 @@ class Plan:
     Devices begin at any cut from `min_cut` on. `unvalued`: of the updates, the first, which learn the value alone.
     """
 
-    rounds: int = 200
+    rounds: int = 400
     updates: int = 80
     unvalued: int = 20
     batch: int = 128

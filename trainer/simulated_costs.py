@@ -40,10 +40,14 @@ TELEMETRY_BYTES = 650  # a packet of telemetry, once a decision (tests/trainer/t
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A kind of device. ``forward_ms``: one window through the whole encoder, of one view, as its profile states it."""
+    """A kind of device. ``forward_ms``: one window through the whole encoder, of one view, as its profile states it.
+
+    A device computes on one of its ``cores``.
+    """
 
     name: str
     forward_ms: float
+    cores: int
     power: PowerModel
 
 
@@ -84,11 +88,12 @@ class Tables:
         bytes_moved: both ways, per window, without fetches of blocks.
         joules: above idle, per window, without fetches of blocks.
         replied: whether an embedding, with the uncertainty, came back for any window.
-        busy: share of the time that the device itself computes.
-        online, load, uplink_mbps, round_trip_ms, uncertainty: at the decision, or its windows' mean (rate and round
-            trip: of those that are online); `last_uncertainty`: its last's.
+        busy: share of all cores that the device itself takes during the last window.
+        online, uplink_mbps, round_trip_ms, uncertainty: at the decision, or its windows' mean (rate and round trip: of
+            those that are online); `last_load`, `last_uncertainty`: its last window's.
         fetch_joules: per byte fetched.
         forward_ms: as `Board`.
+        follows: blocks beyond the cut follow every version as well; `bytes_moved` and `joules` hold what that costs.
     """
 
     service_s: Values
@@ -100,7 +105,7 @@ class Tables:
     replied: NDArray[np.bool_]
     busy: Values
     online: NDArray[np.bool_]
-    load: Values
+    last_load: Values
     uplink_mbps: Values
     round_trip_ms: Values
     uncertainty: Values
@@ -108,9 +113,10 @@ class Tables:
     whole_bytes: Values
     fetch_joules: float
     forward_ms: float
+    follows: bool
 
     def __len__(self) -> int:
-        return len(self.load)
+        return len(self.online)
 
     @property
     def depth(self) -> int:
@@ -172,8 +178,11 @@ def _embedding(encoder: Encoder, generator: torch.Generator) -> EncodedTensor:
     return encode(torch.randn((1, encoder.embedding_dim), generator=generator), Codec.parse("int8"))
 
 
-def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
-    """What every action would cost at every decision of the trace; windows that make no whole decision are left out."""
+def tables(trace: Trace, board: Board, costs: CutCosts, *, follows: bool = False) -> Tables:
+    """What every action would cost at every decision of the trace; windows that make no whole decision are left out.
+
+    `follows`: as in `Tables`.
+    """
     decisions = len(trace) // WINDOWS
     load, up_mbps, down_mbps, round_trip_ms, uncertainty = (
         values[: decisions * WINDOWS].astype(np.float64).reshape(decisions, WINDOWS, 1)
@@ -196,7 +205,10 @@ def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
     occupied_s = np.where(sent, compute_s, whole) / speed
     service_s = np.maximum(occupied_s, np.where(sent, up_s, 0.0)) + wait_s
     delay_s = np.where(sent, embedded, embedded[-1]) / speed + np.where(answers, answer_s, 0.0)
-    moved = np.append(costs.up_bytes + costs.down_bytes + costs.exchange_bytes, 0.0) * sent
+    beyond = (
+        np.append(costs.exchange_bytes[-1] - costs.exchange_bytes, costs.exchange_bytes[-1]) / 2 if follows else 0.0
+    )
+    moved = np.append(costs.up_bytes + costs.down_bytes + costs.exchange_bytes, 0.0) * sent + beyond * online
     up_share = np.append(costs.up_bytes + costs.exchange_bytes / 2, 0.0) * sent
     radio = 1e-6 * (
         board.power.radio_joules_per_megabyte_up * up_share
@@ -211,9 +223,9 @@ def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
         bytes_moved=moved.mean(axis=1),
         joules=(radio + board.power.compute_watts * computing_s).mean(axis=1),
         replied=np.asarray(answers.any(axis=1)),
-        busy=np.minimum(occupied_s / STEP_S, 1.0).mean(axis=1) * speed.mean(axis=1),
+        busy=(np.minimum(occupied_s / STEP_S, 1.0) * speed)[:, -1] / board.cores,
         online=online[:, 0, 0],
-        load=load.mean(axis=1)[:, 0],
+        last_load=load[:, -1, 0],
         uplink_mbps=_mean_where(up_mbps, online),
         round_trip_ms=_mean_where(round_trip_ms, online),
         uncertainty=uncertainty.mean(axis=1)[:, 0],
@@ -221,6 +233,7 @@ def tables(trace: Trace, board: Board, costs: CutCosts) -> Tables:
         whole_bytes=costs.whole_bytes,
         fetch_joules=1e-6 * board.power.radio_joules_per_megabyte_down,
         forward_ms=board.forward_ms,
+        follows=follows,
     )
 
 

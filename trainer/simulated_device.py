@@ -34,6 +34,7 @@ class Row:
     joules: Values
     uncertainty: Values
     fetch_joules: Values
+    follows: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,11 @@ def advance(
     """Take `action` (an index into the mask: `L + 1` is local) in the given state.
 
     A move deeper fetches what is not held at the current version, charged in bytes and energy, not in time: windows go
-    on at the old cut meanwhile. `merged`: a new version came, and only blocks before the cut follow it. Windows that
-    find the queue full are dropped and count as lost and as late as can be. `whole_bytes`: [L + 1].
+    on at the old cut meanwhile. `merged`: a new version came; only blocks before the cut follow it, or all. Windows
+    that find the queue full are dropped and count as lost and as late as can be. `whole_bytes`: [L + 1].
     """
     depth = len(whole_bytes) - 1
-    held = np.where(merged, cut, held)
+    held = np.where(merged & ~row.follows, cut, held)
     is_local = action > depth
     target = np.where(is_local, cut, action)
     moved = target != cut

@@ -24,7 +24,7 @@ def shipped_board(name: str, *, slower: float = 1.0) -> Board:
     """A board by the name of its shipped profile, or one `slower` times as slow; ConfigError for an unknown name."""
     profile = load_profile(name)
     power = PowerModel(**profile.power.model_dump(exclude={"source"}))
-    return Board(name, slower * profile.mobile_forward_ms, power)
+    return Board(name, slower * profile.mobile_forward_ms, profile.cores, power)
 
 
 def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
@@ -44,10 +44,18 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
 
 
 def fleet_tables(
-    traces: Sequence[tuple[TraceKind, int]], costs: CutCosts, *, steps: int, boards: Sequence[Board]
+    traces: Sequence[tuple[TraceKind, int]],
+    costs: CutCosts,
+    *,
+    steps: int,
+    boards: Sequence[Board],
+    follows: Sequence[bool] = (False,),
 ) -> list[Tables]:
-    """One device a trace; boards take turns over kinds and seeds, so that every kind meets every board."""
+    """A device a trace, for every entry of `follows` (see `Tables`); boards take turns: every kind meets each."""
     return [
-        tables(generate(kind, seed, steps=steps), boards[(seed + KINDS.index(kind)) % len(boards)], costs)
+        tables(
+            generate(kind, seed, steps=steps), boards[(seed + KINDS.index(kind)) % len(boards)], costs, follows=follow
+        )
+        for follow in follows
         for kind, seed in traces
     ]

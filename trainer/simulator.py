@@ -25,10 +25,12 @@ Values = NDArray[np.float64]
 Masks = NDArray[np.bool_]
 
 DECISION_S = WINDOWS * STEP_S
+WARMED = 0.4  # by a busy processor, of the scale of `heat`
+AMBIENT = (0.0, 0.5)  # what an idle one shows, by where it stands
 RATE_NOISE, ROUND_TRIP_NOISE, CPU_NOISE, UNCERTAINTY_NOISE, VERSION_NOISE = 0.15, 0.1, 0.03, 0.05, 0.05
 COSTS = ("service_s", "delay_s", "answered", "local", "bytes_moved", "joules")
 PER_STEP = (*COSTS, "replied", "busy")
-PER_DECISION = ("online", "load", "uplink_mbps", "round_trip_ms", "uncertainty", "last_uncertainty")
+PER_DECISION = ("online", "last_load", "uplink_mbps", "round_trip_ms", "uncertainty", "last_uncertainty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Simulator:
         self._columns = {name: np.stack([getattr(table, name) for table in tables]) for name in PER_STEP + PER_DECISION}
         self._forward = _logarithmic(np.array([table.forward_ms for table in tables]), *FORWARD_MS)
         self._fetch_joules = np.array([table.fetch_joules for table in tables])
+        self._follows = np.array([table.follows for table in tables])
         self._whole_bytes = tables[0].whole_bytes
         self._length, self.depth = len(tables[0]), tables[0].depth
         self._weights, self._min_cut, self._first_cut = weights, min_cut, first_cut
@@ -90,7 +93,8 @@ class Simulator:
             self._memory,
             self._battery,
             self._version_age,
-        ) = (np.zeros(batch) for _ in range(8))
+            self._ambient,
+        ) = (np.zeros(batch) for _ in range(9))
         self._begin(np.ones(batch, dtype=bool))
 
     @property
@@ -114,7 +118,7 @@ class Simulator:
             "uncertainty_age": np.where(np.isnan(self._seen), 1.0, self._age_s / (self._age_s + HALF_AGE_S)),
             "cpu": self._cpu,
             "memory": self._memory,
-            "heat": 0.5 * self._cpu,
+            "heat": np.where(np.isnan(self._ambient), 0.0, self._ambient + WARMED * self._cpu),
             "uplink": _known(_logarithmic(self._rate, *UPLINK_MBPS)),
             "round_trip": _known(_logarithmic(self._round_trip_ms, *ROUND_TRIP_MS)),
             "battery": self._battery,
@@ -123,6 +127,7 @@ class Simulator:
             "slowness": self._forward[self.trace],
             "held": self._held / self.depth,
             "version_age": np.minimum(self._version_age / 2.0, 1.0),
+            "follows": self._follows[self.trace].astype(float),
         }
         return np.stack([fields[name] for name in OBSERVATION_NAMES], axis=1)
 
@@ -153,6 +158,7 @@ class Simulator:
                 **{name: self._columns[name][at] for name in COSTS},
                 uncertainty=self._columns["uncertainty"][at[:2]],
                 fetch_joules=self._fetch_joules[self.trace],
+                follows=self._follows[self.trace],
             ),
             action=actions,
             cut=self.cut,
@@ -174,7 +180,7 @@ class Simulator:
         self._rate = np.where(online & (actions <= self.depth), _smoothed(self._rate, rate), self._rate)
         round_trip_ms = now["round_trip_ms"] * np.exp(ROUND_TRIP_NOISE * np.abs(noise[1]))
         self._round_trip_ms = np.where(online, _smoothed(self._round_trip_ms, round_trip_ms), self._round_trip_ms)
-        self._cpu = np.clip(now["load"] + busy + CPU_NOISE * noise[2], 0.0, 1.0)
+        self._cpu = np.clip(now["last_load"] + busy + CPU_NOISE * noise[2], 0.0, 1.0)
         seen = np.clip(now["last_uncertainty"] + UNCERTAINTY_NOISE * noise[3], 0.0, 1.0)
         self._seen = np.where(replied, seen, self._seen)
         self._age_s = np.where(replied, 0.0, self._age_s + DECISION_S)
@@ -196,15 +202,17 @@ class Simulator:
         self.decision[which], self._left[which] = start, length - start
         first = self._first_cut
         self.cut[which] = self._rng.integers(self._min_cut, self.depth + 1, count) if first is None else first
-        self._held[which] = self.cut[which]
+        self._held[which] = np.where(self._follows[self.trace[which]], self.depth, self.cut[which])
         self._since[which], self._queue[which] = DWELL, 0
         for unknown in (self._rate, self._round_trip_ms, self._seen):
             unknown[which] = np.nan
         self._age_s[which] = 0.0
         self._version_age[which] = self._due(start)
-        self._cpu[which] = self._columns["load"][self.trace[which], self.decision[which]]
+        self._cpu[which] = self._columns["last_load"][self.trace[which], self.decision[which]]
         self._memory[which] = self._rng.uniform(0.2, 0.8, count)
         self._battery[which] = np.where(self._rng.random(count) < 0.5, 1.0, self._rng.random(count))
+        # Half have no thermometer: a policy that took heat for load would be blind there.
+        self._ambient[which] = np.where(self._rng.random(count) < 0.5, np.nan, self._rng.uniform(*AMBIENT, count))
 
 
 class SplitterEnv(gymnasium.Env[NDArray[np.float32], np.int64]):

@@ -73,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def training_tables(encoder: str, compute: Path | None, split: Split) -> list[Tables]:
-    """The committed training traces, with the shipped boards."""
+    """The committed training traces, with the shipped boards, which follow every block or those before the cut."""
     boards = [shipped_board(name) for name in BOARDS]
-    return fleet_tables(split.training, encoder_costs(encoder, compute=compute), steps=split.steps, boards=boards)
+    costs = encoder_costs(encoder, compute=compute)
+    return fleet_tables(split.training, costs, steps=split.steps, boards=boards, follows=(False, True))
 
 
 def summary(

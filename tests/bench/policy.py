@@ -122,11 +122,17 @@ def baselines(tables: Sequence[Tables], boards: Sequence[Board], costs: CutCosts
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What policies learn on and are judged on; ``of_trace``: the board on each held-out trace."""
+    """What policies learn on and are judged on.
+
+    Attributes:
+        held_out: devices that follow the blocks before their cut; ``following``: the same, following every block.
+        of_trace: the board on each held-out trace.
+    """
 
     costs: CutCosts
     training: Sequence[Tables]
     held_out: Sequence[Tables]
+    following: Sequence[Tables]
     of_trace: Sequence[Board]
 
 
@@ -134,11 +140,11 @@ def ground() -> Ground:
     """The committed traces with the shipped boards and costs."""
     split, costs = read_split(), encoder_costs("mobile")
     boards = [shipped_board(name) for name in BOARDS]
-    training, held_out = (
-        fleet_tables(traces, costs, steps=split.steps, boards=boards) for traces in (split.training, split.held_out)
-    )
+    made = partial(fleet_tables, costs=costs, steps=split.steps, boards=boards)
+    training = made(split.training, follows=(False, True))
+    held_out, following = (made(split.held_out, follows=(follow,)) for follow in (False, True))
     of_trace = [next(board for board in boards if board.forward_ms == table.forward_ms) for table in held_out]
-    return Ground(costs, training, held_out, of_trace)
+    return Ground(costs, training, held_out, following, of_trace)
 
 
 def our_policy(plan: Plan, seed: int) -> PolicyNetwork:
@@ -161,18 +167,18 @@ def measure(
 ) -> dict[str, Any]:
     """Everything the report needs; `policies`: files to judge instead of learning from `seeds` seeds."""
     on = ground()
-    random = returns(on.held_out, uniform(np.random.default_rng(0)), seed=0)
-    oracle = returns(on.held_out, Oracle(on.held_out, min_cut=MIN_CUT, weights=WEIGHTS).choose, seed=0)
+    random, oracle = bounds(on.held_out)
     others = baselines(on.held_out, on.of_trace, on.costs)
     advance()
     networks = [load_policy(path, actions=on.costs.depth + 2)[1] for path in policies]
     networks += _every(our_policy, plan, 0 if policies else seeds, jobs=jobs, advance=advance)
-    policy = np.array([returns(on.held_out, by_network(network), seed=seed) for seed, network in enumerate(networks)])
+    policy = earned(networks, on.held_out)
     theirs = _every(their_returns, plan, sb3, jobs=jobs, advance=advance)
     gap = (oracle - random).mean()
     result: dict[str, Any] = {
         "oracle_ratio": float((policy - random).mean() / gap),
         "oracle_ratio_by_seed": [float((one - random).mean() / gap) for one in policy],
+        "following": following(networks, on.following),
         "reward": {"random": float(random.mean()), "oracle": float(oracle.mean()), "policy": float(policy.mean())}
         | {name: float(values.mean()) for name, values in others.items()},
         "ratio_of_baselines": {name: float((values - random).mean() / gap) for name, values in others.items()},
@@ -190,6 +196,27 @@ def measure(
             "margin": _margin(policy, np.mean(theirs, axis=0)),
         }
     return result
+
+
+def bounds(tables: Sequence[Tables]) -> tuple[Values, Values]:
+    """What chance and the oracle earn on every trace."""
+    random = returns(tables, uniform(np.random.default_rng(0)), seed=0)
+    return random, returns(tables, Oracle(tables, min_cut=MIN_CUT, weights=WEIGHTS).choose, seed=0)
+
+
+def earned(networks: Sequence[PolicyNetwork], tables: Sequence[Tables]) -> Values:
+    """What policies earn on every trace: `[policies, traces]`."""
+    return np.array([returns(tables, by_network(network), seed=seed) for seed, network in enumerate(networks)])
+
+
+def following(networks: Sequence[PolicyNetwork], tables: Sequence[Tables]) -> dict[str, Any]:
+    """The same policies on devices that follow every block of the encoder, for which moves fetch nothing."""
+    random, oracle = bounds(tables)
+    policy = earned(networks, tables)
+    return {
+        "oracle_ratio": float((policy - random).mean() / (oracle - random).mean()),
+        "reward": {"random": float(random.mean()), "oracle": float(oracle.mean()), "policy": float(policy.mean())},
+    }
 
 
 def _every(
@@ -217,6 +244,7 @@ def show(result: Mapping[str, Any]) -> None:
     """The figures for people."""
     by_seed = ", ".join(f"{ratio:.3f}" for ratio in result["oracle_ratio_by_seed"])
     print(f"oracle ratio {result['oracle_ratio']:.3f} (by seed {by_seed})")
+    print(f"  on devices that follow every block: {result['following']['oracle_ratio']:.3f}")
     for name, value in result["reward"].items():
         print(f"  reward of {name}: {value:+.3f}")
     for name, one in result["margin"].items():

@@ -82,7 +82,7 @@ class Planner:
         round_trip_s = 1e-3 * _back(seen[PLACE["round_trip"]], *ROUND_TRIP_MS)
         train_s = 1e-3 * board.forward_ms * np.append(costs.train_ms, costs.train_ms[-1])
         embedded_s = 1e-3 * board.forward_ms * np.append(costs.forward_ms, costs.train_ms[-1])
-        load = float(np.clip(seen[PLACE["cpu"]] - train_s[cut] / STEP_S, 0.0, 0.95))
+        load = float(np.clip(seen[PLACE["cpu"]] - train_s[cut] / STEP_S / board.cores, 0.0, 0.95))
         sent = np.append(np.ones(costs.depth + 1), 0.0)
         answered = sent * (np.arange(costs.depth + 2) < costs.depth)
         answer_s = round_trip_s + SERVER_S + np.append(costs.up_bytes + costs.answer_bytes, 0.0) * 8e-6 / uplink_mbps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from common.errors import ConfigError
 from common.power_model import PowerModel
 from device.conditions import Condition
+from tests.bench.testbed_due import best_action, moves_due
 from tests.bench.testbed_events import reaction
 from tests.bench.testbed_figures import comparison, device_figures, is_saturated, quantile, row_figures, spread
 from tests.bench.testbed_journal import DeviceJournal, parse
 from tests.bench.testbed_plan import conditions, joules_per_megabyte, options, read_plan
+from trainer.simulated_fleet import encoder_costs, shipped_board
 
 POWER = PowerModel(
     idle_watts=2.0,
@@ -171,8 +174,17 @@ def test_a_reaction_counts_from_the_first_telemetry_that_shows_the_change() -> N
     found = of([*slower, *told, moved(62.5, 6), moved(80.0, 7)])
     assert (found.since_shown_s, found.since_change_s) == (0.5, 2.5)
     assert (found.changes, found.closest_s, found.flaps) == (2, 17.5, False)
-    hog = [condition(0.0), condition(60.0, others_cpu=1.0), telemetry(60.5, cpu=0.89), telemetry(61.0, cpu=1.0)]
+    hog = [condition(0.0), condition(60.0, others_cpu=1.0), telemetry(60.5, cpu=0.69), telemetry(61.0, cpu=1.0)]
     assert of([*hog, moved(61.2, 4)]).since_shown_s == pytest.approx(0.2)
+
+
+def test_a_move_is_due_where_another_cut_is_better_by_rewards() -> None:
+    plan = read_plan()
+    assert moves_due(plan) == {"none": False, "hog": True, "slow-link": False, "outage": True}
+    costs, board = encoder_costs("mobile"), shipped_board("raspberry-pi-zero-2w")
+    link = Condition(0.0, 8.0, 8.0, 50.0)
+    best = [best_action(board, costs, replace(link, others_cpu=load), follows=True) for load in (0.0, 0.8)]
+    assert best == [costs.depth, 3]
 
 
 def test_no_reaction_is_none_and_one_before_the_telemetry_is_at_once() -> None:

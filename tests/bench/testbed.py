@@ -36,6 +36,7 @@ from common.errors import ConfigError
 from tests.bench.accuracy_results import RESULTS, RowResults, Store
 from tests.bench.accuracy_rows import HEADLINE, ROWS
 from tests.bench.accuracy_settings import settings
+from tests.bench.testbed_due import moves_due
 from tests.bench.testbed_events import Reaction, reaction
 from tests.bench.testbed_figures import DeviceFigures, comparison, row_figures
 from tests.bench.testbed_plan import FILE, Plan, read_plan
@@ -121,14 +122,18 @@ def summary(
 ) -> dict[str, Any]:
     """The JSON object: what was asked for at the top, then every row and everything that happened."""
     events: dict[str, Any] = {}
+    reactions: list[Reaction] = []
     if happened is not None:
+        due = moves_due(plan)
         for event, journal in zip(plan.events.devices, happened.journals, strict=True):
-            events[event.name] = {"title": event.title, **asdict(reaction(journal))}
+            came = reaction(journal)
+            events[event.name] = {"title": event.title, "due": due[event.name], **asdict(came)}
+            reactions += [came] if due[event.name] else []
     return {
         "bench": "testbed",
         "quick": quick,
         **comparison(figures[plan.subject], figures[plan.baseline], figures.get(plan.opus)),
-        "reaction_s": slowest([reaction(journal) for journal in happened.journals]) if happened else None,
+        "reaction_s": slowest(reactions),
         "windows": plan.windows,
         "warm_up_windows": plan.warm_up_windows,
         "devices": len(plan.devices),
@@ -149,8 +154,8 @@ def summary(
 
 
 def slowest(reactions: Sequence[Reaction]) -> float | None:
-    """The slowest reaction of those to which something happened; None where one did not react at all."""
-    times = [one.since_shown_s for one in reactions if one.happened]
+    """The slowest reaction of those that were due; None where one did not come, or did not happen, at all."""
+    times = [one.since_shown_s for one in reactions]
     known = [seconds for seconds in times if seconds is not None]
     return max(known) if known and len(known) == len(times) else None
 

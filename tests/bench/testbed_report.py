@@ -32,7 +32,12 @@ ASKED: tuple[tuple[str, str, float, bool], ...] = (
     ("bytes_fraction", "bytes at the sockets, share of PCM16's", 0.15, False),
     ("bytes_fraction_of_opus", "the same, share of Opus' (target: below 1)", 1.0, False),
     ("energy_fraction", "marginal energy by the profiles' model, share of PCM16's", 0.477, False),
-    ("reaction_s", "slowest reaction of the cut, s after the first telemetry that shows the change", 1.2, False),
+    (
+        "reaction_s",
+        "slowest reaction of the cut where a move is due, s after the first telemetry that shows the change",
+        1.2,
+        False,
+    ),
 )
 
 
@@ -98,7 +103,7 @@ def event_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             event["title"],
-            _number(event["since_shown_s"]),
+            _number(event["since_shown_s"]) if event["due"] or event["since_shown_s"] is not None else "no move due",
             _number(event["since_change_s"]),
             str(event["changes"]),
             _number(event["closest_s"]),

@@ -26,6 +26,7 @@ MEASURED: dict[str, Any] = {
     "forward_ms": 10.0,
     "held": 8,
     "version_age": 0.6,
+    "follows": False,
 }
 
 
@@ -34,7 +35,7 @@ def seen(**changes: object) -> Observation:
 
 
 def test_every_measurement_lands_on_its_scale() -> None:
-    assert seen().values() == pytest.approx((0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.5, 0.9, 0.25, 0.75, 1 / 3, 1.0, 0.3))
+    assert seen().values() == pytest.approx((0.4, 0.5, 0.6, 0.7, 0.5, 0.6, 0.5, 0.9, 0.25, 0.75, 1 / 3, 1.0, 0.3, 0.0))
 
 
 def test_the_order_of_the_fields_is_part_of_the_protocol() -> None:
@@ -52,6 +53,7 @@ def test_the_order_of_the_fields_is_part_of_the_protocol() -> None:
         "slowness",
         "held",
         "version_age",
+        "follows",
     )
 
 

@@ -102,6 +102,7 @@ class Device:
             uplink_mbps=lambda: None,
             round_trip_ms=lambda: None,
             forward_ms=None,
+            follows_all=False,
         )
         contact = Contact(
             link,

@@ -31,6 +31,7 @@ SEEN = observe(
     forward_ms=20.0,
     held=5,
     version_age=None,
+    follows=False,
 )
 
 

@@ -29,6 +29,7 @@ CALM = observe(
     forward_ms=20.0,
     held=5,
     version_age=None,
+    follows=False,
 )
 
 

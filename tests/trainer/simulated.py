@@ -17,6 +17,7 @@ def costs() -> CutCosts:
 
 @cache
 def small_fleet(*, seeds: int = 3, steps: int = 480) -> tuple[Tables, ...]:
-    """Every kind of trace with a few seeds."""
+    """Every kind of trace with a few seeds; half of the devices follow every version with all blocks."""
     traces = [(kind, seed) for seed in range(1, seeds + 1) for kind in KINDS]
-    return tuple(fleet_tables(traces, costs(), steps=steps, boards=[shipped_board(name) for name in BOARDS]))
+    boards = [shipped_board(name) for name in BOARDS]
+    return tuple(fleet_tables(traces, costs(), steps=steps, boards=boards, follows=(False, True)))

@@ -55,7 +55,8 @@ def one_by_one(trace: Trace, board: Board, decision: int, action: int) -> dict[s
         sums["bytes_moved"] += up + down
         sums["joules"] += power.compute_watts * compute_s
         sums["joules"] += (power.radio_joules_per_megabyte_up * up + power.radio_joules_per_megabyte_down * down) / 1e6
-    return {name: total / WINDOWS for name, total in sums.items()}
+    last_busy = min(compute_s / speed / STEP_S, 1.0) * speed / board.cores
+    return {name: total / WINDOWS for name, total in sums.items()} | {"busy": last_busy}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -72,6 +73,18 @@ def test_the_tables_are_what_the_formulas_say_window_by_window(seed: int) -> Non
             if trace.online[windows].any():
                 there_and_back_ms = trace.round_trip_ms[windows][trace.online[windows]].mean()
                 assert table.round_trip_ms[decision] == pytest.approx(there_and_back_ms)
+
+
+def test_a_device_that_follows_every_block_pays_for_those_beyond_its_cut_while_it_has_a_link() -> None:
+    trace, board, made = generate("outage", 1, steps=320), shipped_board("raspberry-pi-4"), costs()
+    plain, follows = tables(trace, board, made), tables(trace, board, made, follows=True)
+    online = trace.online.reshape(-1, WINDOWS).mean(axis=1)
+    assert online.min() == 0.0
+    for action, cut in ((3, 3), (L, L), (LOCAL, 0)):
+        beyond = made.exchange_bytes[L] - (made.exchange_bytes[cut] if cut else 0.0)
+        more = follows.bytes_moved[:, action] - plain.bytes_moved[:, action]
+        assert more == pytest.approx(beyond / 2 * online)
+        assert follows.joules[:, action] - plain.joules[:, action] == pytest.approx(more * plain.fetch_joules)
 
 
 def test_cuts_cost_what_the_profile_and_the_codecs_say() -> None:
@@ -108,7 +121,7 @@ def test_the_exchange_of_weights_is_that_of_a_fleet_with_default_settings() -> N
 def test_telemetry_weighs_what_is_counted_for_it() -> None:
     example = cases()[Telemetry]
     assert isinstance(example, Telemetry)
-    full = replace(example, observation=(0.123,) * 12, mask=(True,) * (L + 2))
+    full = replace(example, observation=(0.123,) * 14, mask=(True,) * (L + 2))
     weight = packet_bytes(TOPICS.telemetry(DEVICE), messages.encode(full), qos=0)
     assert weight == pytest.approx(TELEMETRY_BYTES, rel=0.1)
 

@@ -91,16 +91,16 @@ def test_observations_are_those_of_a_device_that_measured_the_same() -> None:
         simulator.step(any_allowed(simulator.mask(), rng))
         seen = simulator.observe()
         for i in range(16):
-            rate, trip, uncertainty = (
-                float(v[i]) for v in (simulator._rate, simulator._round_trip_ms, simulator._seen)
-            )
+            measured = (simulator._rate, simulator._round_trip_ms, simulator._seen, simulator._ambient)
+            rate, trip, uncertainty, ambient = (float(v[i]) for v in measured)
+            heat = ambient + 0.4 * float(simulator._cpu[i])
             table = small_fleet()[simulator.trace[i]]
             expected = observe(
                 uncertainty=None if np.isnan(uncertainty) else uncertainty,
                 uncertainty_age_s=float(simulator._age_s[i]),
                 cpu=float(simulator._cpu[i]),
                 memory=float(simulator._memory[i]),
-                temperature_c=30.0 + 55.0 * 0.5 * float(simulator._cpu[i]),
+                temperature_c=None if np.isnan(ambient) else 30.0 + 55.0 * heat,
                 throttled=None,
                 uplink_mbps=None if np.isnan(rate) else rate,
                 round_trip_ms=None if np.isnan(trip) else trip,
@@ -112,6 +112,7 @@ def test_observations_are_those_of_a_device_that_measured_the_same() -> None:
                 forward_ms=table.forward_ms,
                 held=int(simulator._held[i]),
                 version_age=float(simulator._version_age[i]),
+                follows=table.follows,
             )
             assert dict(zip(OBSERVATION_NAMES, seen[i], strict=True)) == pytest.approx(
                 dict(zip(OBSERVATION_NAMES, expected.values(), strict=True))
@@ -153,7 +154,7 @@ def test_the_round_trip_is_known_at_every_cut_and_grows_old_in_an_outage_only() 
 def test_noise_touches_what_is_observed_and_never_what_it_was_worth() -> None:
     tables = [replace(table, uncertainty=table.uncertainty) for table in small_fleet()]
     one, other = (
-        Simulator(tables, batch=12, min_cut=3, first_cut=5, weights=RewardWeights(), seed=seed, in_order=True)
+        Simulator(tables, batch=len(tables), min_cut=3, first_cut=5, weights=RewardWeights(), seed=seed, in_order=True)
         for seed in (1, 2)
     )
     for _ in range(20):
