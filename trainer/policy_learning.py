@@ -19,7 +19,7 @@ from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
 from trainer.simulator import Simulator
 
-ONLINE = Settings(learning_rate=5e-4, epochs=8, minibatch=256, clip=0.2, entropy=0.003, stop_kl=0.03)
+ONLINE = Settings(learning_rate=1e-4, epochs=8, minibatch=256, clip=0.2, entropy=0.003, stop_kl=0.03)
 # A policy travels without its value, and a fleet that changes is worth something else at once: before a decision is
 # called better or worse than expected, the value learns what to expect. Targets are computed anew in every round.
 VALUE_ROUNDS, VALUE_EPOCHS = 4, 5

@@ -24,6 +24,9 @@ from trainer.simulator import Simulator
 Values = NDArray[np.float64]
 
 DISCOUNT, DECAY = 0.98, 0.95
+# Of the logits of what is handed out: the likeliest action stays, and what a device draws is not that alone. With 1 a
+# fleet's learner hears of nothing else (measured: tests/bench/LOG.md, recovery).
+SOFTENED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Progress:
 class Learned:
     """`model` is the better of two; the others say what those earn a decision along the training traces, at the
     likeliest actions: `began` what imitation made or the network it began from, `refined` what rewards made of it.
+    One that imitated is softened, so that devices draw other actions as well.
     """
 
     model: ActorCritic
@@ -87,7 +91,18 @@ def pretrain(
         imitate(model, oracle, _fleet(tables, plan, weights, seed), rounds=plan.rounds, seed=seed, advance=advance)
     refined = _refined(copy.deepcopy(model), _fleet(tables, plan, weights, seed), plan, settings, seed, report)
     began, after = (greedy_reward(one, tables, min_cut=plan.min_cut, weights=weights) for one in (model, refined))
-    return Learned(refined if after > began else model, began, after)
+    better = refined if after > began else model
+    if network is None:
+        _soften(better)
+    return Learned(better, began, after)
+
+
+def _soften(model: ActorCritic) -> None:
+    last = model.actor[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.weight.mul_(SOFTENED)
+        last.bias.mul_(SOFTENED)
 
 
 def before_updates(tables: Sequence[Tables], plan: Plan) -> int:

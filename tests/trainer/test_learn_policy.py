@@ -26,17 +26,20 @@ from tests.trainer.test_policy_experience import told
 from trainer.learn_policy import PolicyProcess, learn
 from trainer.policy_experience import Experience, Reported
 from trainer.policy_file import load_policy, network_of, save_policy, to_message
-from trainer.policy_learning import FleetLearner
+from trainer.policy_learning import ONLINE, FleetLearner
 from trainer.ppo import ActorCritic
 from trainer.reward import RewardWeights
 
 TOPICS = Topics("home")
 W = RewardWeights()
+QUICK = replace(ONLINE, learning_rate=5e-4)  # for networks that know nothing: few decisions have to be enough
 
 
 def learner(tolerance: float = 10.0) -> FleetLearner:
     network = network_of(ActorCritic(len(OBSERVATION_NAMES), 10, seed=0))
-    return FleetLearner(network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=tolerance, seed=0)
+    return FleetLearner(
+        network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=tolerance, seed=0, settings=QUICK
+    )
 
 
 def trajectory(

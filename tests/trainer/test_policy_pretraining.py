@@ -16,7 +16,7 @@ from tests.bench import policy as bench
 from tests.bench.policy_baselines import constant
 from tests.policies import update, wanting
 from tests.trainer.simulated import small_fleet
-from trainer import train_policy
+from trainer import policy_pretraining, train_policy
 from trainer.policy_file import load_policy, network_of, save_policy, take_over, to_message
 from trainer.policy_pretraining import Plan, Progress, before_updates, collect, greedy_reward, pretrain
 from trainer.ppo import HIDDEN, ActorCritic, Settings
@@ -47,6 +47,19 @@ def test_the_same_seed_learns_the_same_policy_and_tells_of_every_update() -> Non
     assert not torch.equal(states[0], states[2])
     assert [progress.update for progress in seen] == [0, 1, 2]
     assert all(np.isfinite(progress.reward) for progress in seen)
+
+
+def test_what_imitated_takes_the_same_actions_softened_and_draws_others_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soft, _ = learned(1)
+    monkeypatch.setattr(policy_pretraining, "SOFTENED", 1.0)
+    sharp, _ = learned(1)
+    seen, mask = torch.rand(200, INPUTS), torch.ones(200, 10, dtype=torch.bool)
+    with torch.inference_mode():
+        one, other = soft.log_probs(seen, mask), sharp.log_probs(seen, mask)
+    assert torch.equal(one.argmax(dim=1), other.argmax(dim=1))
+    assert one.exp().amax(dim=1).mean() < other.exp().amax(dim=1).mean()
 
 
 def test_a_policy_can_be_taught_further_from_where_it_stands() -> None:
