@@ -47,7 +47,7 @@ def test_a_short_run_measures_both_rows_and_a_device_learns_alone_while_its_link
         assert row["memory_mb"] > 50
     assert result["rows"]["heuristic"]["joules"]["compute"] > result["rows"]["server-only-pcm16"]["joules"]["compute"]
     outage = result["events"]["outage"]
-    assert outage["happened"]
+    assert outage["due"]
     assert outage["since_change_s"] is not None
     assert outage["lost_later"] == 0
     journal = read_journal(tmp_path / "out" / "events" / "device-2" / "steps.jsonl")
