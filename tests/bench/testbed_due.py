@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from device.conditions import Condition
@@ -26,7 +24,8 @@ def moves_due(plan: Plan) -> dict[str, bool]:
     for event in plan.events.devices:
         board = shipped_board(event.profile or plan.events.link.profile)
         before, *later = conditions(plan.events.link, event.changes)
-        due[event.name] = _differ([best_action(board, costs, one, follows=follows) for one in (before, *later[:1])])
+        best = {best_action(board, costs, one, follows=follows) for one in (before, *later[:1])}
+        due[event.name] = len(best) > 1
     return due
 
 
@@ -54,7 +53,3 @@ def best_action(board: Board, costs: CutCosts, condition: Condition, *, follows:
         return sum(float(fleet.step(choose(fleet)).reward[0]) for _ in range(DECISIONS))
 
     return max(range(MIN_CUT, costs.depth + 2), key=earned)
-
-
-def _differ(actions: Sequence[int]) -> bool:
-    return len(set(actions)) > 1
