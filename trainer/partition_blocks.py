@@ -38,8 +38,10 @@ class Blocks:
         starts: where each block begins in ``order``, [count].
         inner: whether the rules move the operation, [n]: those whose times are tested.
         rests_on: for some blocks others that must hold too.
-        travelling: the results that leave a block and can travel, by index.
-        results: of every result that leaves a block, those first: whether it can, its block, the blocks that need it.
+        travelling: the results that leave a block and can travel, by index, those together that go the same way.
+        bundles: where each way begins in ``travelling``.
+        results: of every way, those first on which results can travel: whether they can, their block, the blocks that
+            need them.
         device, server: the blocks whose side is given; None: there is none.
     """
 
@@ -50,6 +52,7 @@ class Blocks:
     inner: Flags
     rests_on: dict[int, tuple[int, ...]]
     travelling: NDArray[np.int64]
+    bundles: NDArray[np.int64]
     results: tuple[Result, ...]
     device: int
     server: int | None
@@ -124,9 +127,9 @@ def single_blocks(graph: CutGraph, known: Amounts, given: Pins) -> Blocks:
 def block_network(blocks: Blocks, known: Amounts) -> Network:
     """The network between the blocks."""
     return build_network(
-        compute=np.add.reduceat(known.compute[:, blocks.order], blocks.starts, axis=1),
+        compute=np.add.reduceat(known.compute.take(blocks.order, axis=1), blocks.starts, axis=1),
         results=blocks.results,
-        sizes=known.sizes[blocks.travelling],
+        sizes=np.add.reduceat(known.sizes[blocks.travelling], blocks.bundles, axis=0),
         device=blocks.device,
         server=blocks.server,
     )
@@ -235,7 +238,8 @@ def _labelled(
             rests_on.setdefault(int(of[one]), set()).add(int(of[other]))
     order = np.argsort(of, kind="stable")
     server = np.flatnonzero(given.server)
-    leaving, results = _leaving(graph, of, travels)
+    ways = _ways(graph, of, travels)
+    travelling = [results for (can, _, _), results in ways.items() if can]
     return Blocks(
         of=of,
         count=int(of.max()) + 1,
@@ -243,22 +247,22 @@ def _labelled(
         starts=np.searchsorted(of[order], np.arange(int(of.max()) + 1)),
         inner=inner,
         rests_on={block: tuple(sorted(on)) for block, on in rests_on.items()},
-        travelling=np.array([at for at in leaving if travels[at]], dtype=np.int64),
-        results=tuple(results),
+        travelling=np.array([at for results in travelling for at in results], dtype=np.int64),
+        bundles=np.cumsum([0, *map(len, travelling)])[:-1],
+        results=tuple((can, at, list(users)) for can, at, users in ways),
         device=int(of[0]),
         server=int(of[server[0]]) if server.size else None,
     )
 
 
-def _leaving(graph: CutGraph, of: NDArray[np.int64], travels: Flags) -> tuple[list[int], list[Result]]:
-    """Indices and results of what leaves a block; what can travel first."""
-    indices, results = [], []
+def _ways(graph: CutGraph, of: NDArray[np.int64], travels: Flags) -> dict[tuple[bool, int, tuple[int, ...]], list[int]]:
+    """The results that leave a block, by whether they can travel, their block and the blocks that need them."""
+    ways: dict[tuple[bool, int, tuple[int, ...]], list[int]] = {}
     for at in sorted(range(graph.size), key=lambda at: (not travels[at], at)):
         outside = sorted({int(of[user]) for user in graph.consumers[at]} - {int(of[at])})
         if outside:
-            indices.append(at)
-            results.append((bool(travels[at]), int(of[at]), outside))
-    return indices, results
+            ways.setdefault((bool(travels[at]), int(of[at]), tuple(outside)), []).append(at)
+    return ways
 
 
 def _bits(word: int) -> list[int]:

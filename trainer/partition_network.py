@@ -78,9 +78,10 @@ def build_network(
     amounts[:size, 2] = compute[2]
     amounts[size : 2 * size, :2] = compute[:2].T
     amounts[2 * size :, 3:] = sizes
-    all_tails = np.array([source] * size + own + tails + back_tails + [source], dtype=np.int32)
-    all_heads = np.array(own + [sink] * size + heads + back_heads + [device], dtype=np.int32)
-    return Network(size, shared, all_tails, all_heads, amounts)
+    all_tails = [source] * size + own + tails + back_tails + [source]
+    all_heads = own + [sink] * size + heads + back_heads + [device]
+    ends = np.array((all_tails, all_heads), dtype=np.int32)
+    return Network(size, shared, ends[0], ends[1], amounts)
 
 
 def capacities(network: Network, limited: Array) -> NDArray[np.int64]:
