@@ -41,4 +41,6 @@ def _trimmed(values: Sequence[tuple[float, torch.Tensor]], aside: int) -> torch.
     weights = torch.tensor([weight for weight, _ in values], dtype=stacked.dtype, device=stacked.device)
     ordered, who = stacked.sort(dim=0, stable=True)
     kept, counts = ordered[aside:-aside], weights[who[aside:-aside]]
-    return (kept * counts).sum(dim=0) / counts.sum(dim=0) * weights.sum()
+    # Where only contributors without any weight are left, nothing is said: 0/0 would spoil everybody's change.
+    total = counts.sum(dim=0).clamp_min(torch.finfo(stacked.dtype).tiny)
+    return (kept * counts).sum(dim=0) / total * weights.sum()

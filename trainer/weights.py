@@ -31,6 +31,9 @@ DEVICES_REMEMBERED = 1_024  # as many as a manifest can name
 LEFT_OUT_AT_MOST = 2
 # Windows that a device may have captured beyond those that the trainer sees pass: a step or two on their way.
 CAPTURED_SLACK = 16
+# A change that would count for less than this is passed over: merging it would teach nothing, and yet its device would
+# drop it. On the newest version the same change counts in full.
+LEAST_FRESHNESS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,12 @@ class WeightsLedger:
 
         One that was packed before the device saw the version with its previous change holds that change a second time.
         It is passed over: the device keeps it as unsent, offers the rest of it next time, and is not waited for. So is
-        one on a version that was never made: it is a change of another run's weights.
+        one on a version that was never made, as a change of another run's weights, and one on a version so old that it
+        would hardly count.
         """
-        oldest = self._merged_in.get(contribution.device, 0)
-        if oldest <= contribution.base_version <= self.version:
+        base = contribution.base_version
+        known = self._merged_in.get(contribution.device, 0) <= base <= self.version
+        if known and self._discount ** (self.version - base) >= LEAST_FRESHNESS:
             self._offered[contribution.device] = contribution
         else:
             self._offered.setdefault(contribution.device, replace(contribution, blocks={}))
@@ -215,7 +220,6 @@ class WeightsLedger:
             device
             for device in self.offered
             if self._offered[device].blocks
-            and self._freshness(device) > 0.0
             and all(self._counted(device, name) for name in self._offered[device].blocks)
         ]
 

@@ -40,3 +40,9 @@ def test_equal_changes_give_the_weighted_sum(weights: list[float], trim: float) 
     change = {"w": torch.tensor([1.5, -2.0, 3e-5])}
     found = weighted_sum([(weight, change) for weight in weights], trim=trim)["w"]
     torch.testing.assert_close(found, sum(weights) * change["w"], rtol=1e-5, atol=0)
+
+
+def test_where_only_contributors_without_weight_are_left_nothing_is_said() -> None:
+    weights = (0.5, 2.0**-160, 0.5)  # the one in the middle is nothing in float32
+    changes = [(weight, {"w": torch.tensor([float(value)])}) for value, weight in enumerate(weights, start=1)]
+    assert torch.equal(weighted_sum(changes, trim=0.15)["w"], torch.zeros(1))

@@ -218,6 +218,30 @@ def test_a_change_so_stale_that_nothing_of_it_would_be_left_is_left_out() -> Non
     assert ledger.merged == {}
 
 
+@pytest.mark.parametrize("kind", [None, "adamw"])
+@pytest.mark.parametrize("lag", [10, 149, 400])
+def test_a_device_that_claims_a_very_old_version_spoils_nobody_s_changes_and_keeps_its_own(
+    lag: int, kind: Kind | None
+) -> None:
+    encoder = build_encoder("mobile", seed=0)
+    optimizer = MergeOptimizer(encoder, kind=kind, warmup_steps=0, weight_decay=0.0) if kind else None
+    ledger = WeightsLedger(
+        encoder, version=500, discount=0.5, local_cap=1, trim=0.15, captured=Captured(None), optimizer=optimizer
+    )
+    blocks = {device: changes(encoder, ["stem"], seed) for seed, device in enumerate("abc")}
+    ledger.count([part(device, 3) for device in blocks] * 4)
+    for device, change in blocks.items():
+        ledger.offer(contribution(device, change, base=500 - lag if device == "c" else 500))
+    assert ledger.offered == ("a", "b", "c"), "it has answered: nobody waits for it"
+    merged = ledger.preview(1e-3)
+    assert all(bool(value.isfinite().all()) for state in merged.values() for value in state.values())
+    ledger.commit(merged)
+    assert set(ledger.merged) == {"a", "b"}, "a device drops what is named here: c must keep its change"
+    ledger.offer(contribution("c", blocks["c"], seq=2, base=501))
+    ledger.commit(ledger.preview(1e-3))
+    assert set(ledger.merged) == {"a", "b", "c"}, "on the newest version it counts"
+
+
 def test_a_change_on_a_version_that_was_never_made_is_of_another_run_and_passed_over() -> None:
     trainer = Trainer()
     blocks = changes(trainer.encoder, ["stem"], 1)
