@@ -15,6 +15,8 @@ from trainer.screening import (
     ENOUGH_WINDOWS,
     FIRST_QUARANTINE_BATCHES,
     KEPT,
+    LAPSE_BATCHES,
+    LONGEST_QUARANTINE_BATCHES,
     MEMORY_WINDOWS,
     Kinship,
     Screening,
@@ -222,3 +224,91 @@ def test_a_device_whose_windows_are_hard_to_tell_apart_is_not_left_out() -> None
         easy, hard = related(len(HONEST) * WINDOWS, rng, 1.0), related(WINDOWS, rng, 0.45)
         screening.observe(devices, torch.cat([easy, hard], dim=1))
         assert screening.trusts("rain")
+
+
+def alike(rng: torch.Generator) -> Tensor:
+    """Projections [2, WINDOWS, DIM] of a quiet room: views differ, windows do not."""
+    return functional.normalize(3.0 + torch.randn(2, WINDOWS, DIM, generator=rng), dim=2)
+
+
+class Rooms:
+    """Lively rooms, and one more whose sound is given batch by batch."""
+
+    def __init__(self) -> None:
+        self.screening, self.rng = Screening(), torch.Generator().manual_seed(0)
+
+    def batch(self, views: Tensor, *, lively: Sequence[str] = HONEST, last: str = "room") -> bool:
+        """Whether the last one was left out."""
+        devices, every = sorted([*lively] * WINDOWS), [related(len(lively) * WINDOWS, self.rng)]
+        out = bool(self.screening.judge(part(last, sound(self.rng))))
+        if not out:
+            devices, every = devices + [last] * WINDOWS, [*every, views]
+        self.screening.observe(devices, torch.cat(every, dim=1))
+        return out
+
+    def sentences(self, batches: int) -> list[int]:
+        """How often in a row a quiet room is left out, each time that it is."""
+        runs = [0]
+        for _ in range(batches):
+            if self.batch(alike(self.rng)):
+                runs[-1] += 1
+            elif runs[-1]:
+                runs.append(0)
+        return [length for length in runs if length]
+
+
+def test_a_quiet_room_is_never_left_out_for_long() -> None:
+    assert Rooms().sentences(1200)[:4] == [FIRST_QUARANTINE_BATCHES, *[LONGEST_QUARANTINE_BATCHES] * 3]
+
+
+def test_a_room_that_comes_to_life_is_forgiven() -> None:
+    rooms = Rooms()
+    assert rooms.sentences(700)[1] == LONGEST_QUARANTINE_BATCHES
+    for _ in range(LONGEST_QUARANTINE_BATCHES + 200):
+        rooms.batch(related(WINDOWS, rooms.rng))
+    assert rooms.sentences(400)[0] == FIRST_QUARANTINE_BATCHES
+
+
+def test_devices_that_have_gone_are_no_measure_for_those_that_are_left() -> None:
+    rooms = Rooms()
+    for _ in range(60):
+        rooms.batch(related(WINDOWS, rooms.rng))
+    for device in HONEST[:-1]:
+        rooms.screening.forget(device)
+    assert not any(rooms.batch(alike(rooms.rng), lively=HONEST[-1:]) for _ in range(200))
+
+
+def test_leaving_again_and_again_wipes_nothing_out() -> None:
+    rooms = Rooms()
+    out = []
+    for batch in range(120):
+        out.append(rooms.batch(alike(rooms.rng)))
+        if batch % 10 == 9:
+            rooms.screening.forget("room")
+    assert any(out)
+
+
+def fill(screening: Screening, devices: str, rng: torch.Generator, *, cut: int = 5, batches: int = 3) -> None:
+    for _ in range(batches):
+        for device in devices:
+            for _ in range(WINDOWS):
+                screening.judge(part(device, sound(rng), cut=cut))
+        screening.observe([], torch.zeros(2, 0, DIM))
+
+
+def test_with_too_few_devices_left_to_compare_with_nobody_is_refused() -> None:
+    screening, rng = Screening(), torch.Generator().manual_seed(0)
+    fill(screening, "abc", rng)
+    assert "the fleet's lie within" in screening.judge(part("a", 3.0 * sound(rng)))
+    screening.forget("b")
+    screening.observe([], torch.zeros(2, 0, DIM))
+    assert screening.judge(part("a", 3.0 * sound(rng))) == ""
+
+
+def test_devices_that_moved_their_cut_have_no_vote_any_more_at_the_old_one() -> None:
+    screening, rng = Screening(), torch.Generator().manual_seed(0)
+    fill(screening, "abcd", rng, cut=3)
+    fill(screening, "abcd", rng, cut=5, batches=LAPSE_BATCHES - 1)
+    assert "the fleet's lie within" in screening.judge(part("a", 3.0 * sound(rng), cut=3))
+    fill(screening, "abcd", rng, cut=5, batches=2)
+    assert screening.judge(part("a", 3.0 * sound(rng), cut=3)) == ""
