@@ -55,9 +55,11 @@ class Contact:
     def join(self, exchange: Exchange, *, cut: int) -> None:
         """Wait for the fleet's weights and trainer; with weights on the disk not longer than the start timeout.
 
+        As long as weights keep coming it waits on: a large encoder takes minutes over a slow link.
+
         Raises:
             ConfigError: a trainer of another configuration.
-            NeverReady: no weights on disk and no fleet within the start timeout.
+            NeverReady: no weights on disk, and for the start timeout no fleet, or nothing more of its weights.
         """
         self._subscribe()
         until_s = time.monotonic() + self._pace.start_timeout_s
@@ -68,13 +70,20 @@ class Contact:
                 return
             if time.monotonic() >= until_s:
                 break
+            before = self._replica.chunks
             self._mailbox.drain(exchange, ANSWER_WAIT_S)
             self._refuse_other_fleet()
+            if self._replica.chunks > before:
+                until_s = time.monotonic() + self._pace.start_timeout_s
         if not self._replica.initialised and self._pace.hermit:
             self._weights.begin_anew()
         elif not self._replica.initialised and not self._stop.is_set():
-            reason = self._link.counters().last_error or "the broker answers, but there is no trainer"
-            raise NeverReady(f"no fleet at {self._broker}: {reason}")
+            raise NeverReady(f"no fleet at {self._broker}: {self._what_is_missing()}")
+
+    def _what_is_missing(self) -> str:
+        if self.online:
+            return f"the trainer is there, but for {self._pace.start_timeout_s:.0f} s nothing more came of its weights"
+        return self._link.counters().last_error or "the broker answers, but there is no trainer"
 
     def _subscribe(self) -> None:
         for topic in (self._topics.trainer_status(), self._topics.status(self._device)):

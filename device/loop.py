@@ -34,7 +34,7 @@ from device.windows import Window
 
 WINDOW_WAIT_S = 0.2
 AHEAD_WAIT_S = 0.05  # how late a window that closes meanwhile is looked at
-SAVE_LOCAL_STEPS = 100  # how seldom a device that sends nothing writes its disk: a memory card wears
+SAVE_LOCAL_STEPS = 100  # how seldom a device that no version reaches writes its disk: a memory card wears
 ROUND_TIMEOUT_S = 900.0  # for the slowest device of a round; one that is gone is not waited for
 
 
@@ -159,13 +159,13 @@ class DeviceLoop:
     def _local_step(self) -> None:
         alone = not self._pace.sends_windows
         windows = self._local_steps.take(decided=alone or self._cutting.chose_local)
-        if alone:
-            self._keep_and_share(windows)
-
-    def _keep_and_share(self, windows: int) -> None:
-        """A device that sends no windows has no other occasion to keep and to share what it learned."""
-        if self._journal.totals.local_steps % SAVE_LOCAL_STEPS == 0:
+        if (alone or not self._contact.online) and self._journal.totals.local_steps % SAVE_LOCAL_STEPS == 0:
             self._weights.save()
+        if alone:
+            self._share(windows)
+
+    def _share(self, windows: int) -> None:
+        """A device that sends no windows has no other occasion to share what it learned."""
         self._since_sync += windows
         every = self._pace.sync_every_windows
         if every is not None and self._since_sync >= every and self._contact.online:

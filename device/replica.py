@@ -68,6 +68,7 @@ class Replica:
         self.version = -1
         self.run = ""
         self.local_windows = 0
+        self.chunks = 0  # of weights that came and could be used
 
     def offer_chunk(self, chunk: WeightsChunk) -> None:
         """Take one chunk of a block's weights.
@@ -80,6 +81,7 @@ class Replica:
         most = most_bytes({chunk.name: block_state(self._encoder, chunk.name)})
         assembler = self._assemblers.setdefault(chunk.name, Assembler(max_bytes=most))
         blob = assembler.add((chunk.run, chunk.weights_version), chunk.index, chunk.count, chunk.data)
+        self.chunks += 1
         if blob is not None:
             self._arrived[chunk.name] = (digest(blob), blob)
 
@@ -169,7 +171,7 @@ class Replica:
             self._applied = {name: entry.digest for name, entry in manifest.entries.items()}
             return False
         fresh = {name: self._unpack(name) for name in arrived}
-        if self.run not in ("", manifest.run):
+        if self._base and self.run != manifest.run:
             self._forget_change()
         merged = self._take_merged(manifest)
         for name in names(self._encoder):
@@ -182,7 +184,7 @@ class Replica:
 
     def _forget_change(self) -> None:
         """What was learned in another run is a change of other weights: it would be noise in this one."""
-        LOG.warning("the trainer began another run: what was learned since version %d is dropped", self.version)
+        LOG.warning("the trainer is in another run: what was learned since version %d is dropped", self.version)
         for name, base in self._base.items():
             load_block(self._encoder, name, base)
         self._sent.clear()
@@ -245,11 +247,12 @@ class Replica:
     def change(self, *, negligible: float = 0.0, periods: Mapping[str, int] | None = None) -> Change | None:
         """The whole change since the base, packed; it stays unsent until a manifest names it.
 
-        With ``periods`` only of the blocks that are due in the next version. None without one, and where it is shorter
-        than ``negligible`` times the blocks that it changes.
+        With ``periods`` only of the blocks that are due in the next version, and of those in the newest change, which
+        this one replaces. None without one, and where it is shorter than ``negligible`` times the blocks it changes.
         """
         every = periods or {}
-        changed = sorted(name for name in self._changed() if (self.version + 1) % every.get(name, 1) == 0)
+        due = {name for name in self._trained if (self.version + 1) % every.get(name, 1) == 0}
+        changed = sorted(due | self._waiting())
         blocks = self._unsent(changed)
         if not changed or _length(blocks) < negligible * _length({name: self._base[name] for name in changed}):
             return None
@@ -272,7 +275,11 @@ class Replica:
 
     def _changed(self) -> set[str]:
         """Blocks with more than a rounding error to tell: trained since, or in the newest change and not merged yet."""
-        return self._trained | (set(next(reversed(self._sent.values())).blocks) if self._sent else set())
+        return self._trained | self._waiting()
+
+    def _waiting(self) -> set[str]:
+        """Blocks of the newest change that was published and is not merged yet."""
+        return set(next(reversed(self._sent.values())).blocks) if self._sent else set()
 
     def _unsent(self, blocks: Iterable[str]) -> dict[str, State]:
         unsent = self._learned(blocks)

@@ -573,3 +573,26 @@ def test_a_block_that_is_not_due_waits_and_then_goes_with_all_that_was_learned()
         assert device.replica.apply(["stem"])
     assert all(bool((value == -0.5).all()) for value in sent["stem"].values())
     assert all(bool((value == -1.0).all()) for value in sent["0"].values())
+
+
+def test_what_was_given_up_goes_again_with_the_change_that_replaces_it() -> None:
+    device, fleet = Device(), Published()
+    device.start(fleet)
+    device.learn(0.01, client_names(8))
+    given_up = device.change()
+    device.learn(0.01, NEEDED)
+    newer = device.replica.change(periods={"7": 1000})
+    assert newer is not None
+    assert device.blocks_of(newer).keys() == device.blocks_of(given_up).keys() == set(client_names(8))
+
+
+def test_what_was_learned_before_there_was_a_fleet_is_not_carried_onto_its_weights() -> None:
+    device, fleet = Device(), Published()
+    alone = Published(run="")
+    device.start(alone)
+    device.learn(0.05, names(device.encoder), local_windows=5000)
+    device.receive(fleet)
+    assert device.replica.apply(names(device.encoder))
+    assert all(same(fleet.state(name), device.holds(name)) for name in names(device.encoder))
+    assert device.replica.change() is None
+    assert device.replica.local_windows == 0
