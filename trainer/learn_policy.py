@@ -195,7 +195,7 @@ def learn(
         topics,
         encoder=fleet.encoder,
         learner=learner,
-        experience=Experience(parts_per_step=fleet.parts_per_step, weights=weights),
+        experience=Experience(parts_per_step=fleet.parts_per_step, weights=weights, actions=network.sizes[-1]),
         version=update.version,
         drawn_per_update=drawn_per_update,
         path=path,
@@ -205,11 +205,13 @@ def learn(
 
 
 def _idle_watts(profile: str) -> float:
-    """Watts of a board that only listens, by its profile's name; 0 for one that is not shipped."""
-    try:
-        power = config.load_profile(profile).power
-    except ConfigError:
+    """Watts of a board that only listens, by its profile's name; 0 for one that is not shipped.
+
+    A device says the name: it must not choose a file of this computer to be read.
+    """
+    if profile not in {path.stem for path in config.PROFILES.glob("*.yaml")}:
         return 0.0
+    power = config.load_profile(profile).power
     return power.idle_watts + power.capture_watts
 
 

@@ -104,6 +104,7 @@ class FleetLearner:
         if not trajectories:
             raise ValueError("nothing to learn from")
         told = [_told(trajectory) for trajectory in trajectories]
+        before = self._learner.state()
         for _ in range(VALUE_ROUNDS):
             known = self._samples(told)
             for _ in range(VALUE_EPOCHS):
@@ -115,8 +116,8 @@ class FleetLearner:
         accepted = change >= -self._tolerance
         if accepted:
             self.network = candidate
-        else:
-            take_over(self._model, self.network)
+        else:  # the value and the optimizers' momentum learned from the same decisions
+            self._learner.restore(before)
         rewards = [one.reward for trajectory in trajectories for one in trajectory]
         drawn = int(samples.learn.sum())
         return Lesson(len(rewards), drawn, float(np.mean(rewards)), health, change, accepted)

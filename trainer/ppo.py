@@ -6,7 +6,9 @@ taken with its log-probability, an advantage and a return. Which of them may mov
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ HIDDEN = 64
 GRADIENT_NORM = 0.5
 VALUE_WEIGHT = 0.5
 VALUE_RATE = 3e-3  # of learning the value alone, which no policy has to follow slowly
+MOST_LOG_RATIO = 20.0  # far beyond every clipping range, and its exponential is finite: a sample may say anything
 
 
 class ActorCritic(nn.Module):
@@ -112,6 +115,17 @@ class Learner:
         self._value_optimizer = torch.optim.Adam(model.critic.parameters(), lr=VALUE_RATE, eps=1e-5)
         self._generator = torch.Generator().manual_seed(seed)
 
+    def state(self) -> dict[str, Any]:
+        """A copy of all that learning changes, for `restore`; not of the order in which samples are drawn."""
+        parts = {"model": self.model, "optimizer": self._optimizer, "value_optimizer": self._value_optimizer}
+        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._value_optimizer.load_state_dict(state["value_optimizer"])
+
     def pace(self, share: float) -> None:
         """Set learning rate and entropy bonus to this share of those it was made with."""
         self._entropy_weight = share * self.settings.entropy
@@ -143,7 +157,7 @@ class Learner:
         learn = samples.learn[chosen].float()
         total = learn.sum().clamp(min=1.0)
         log_probs = self.model.log_probs(samples.observation[chosen], samples.mask[chosen])
-        log_ratio = _taken(log_probs, samples.action[chosen]) - samples.log_prob[chosen]
+        log_ratio = _log_ratio(log_probs, samples.action[chosen], samples.log_prob[chosen])
         ratio = torch.where(samples.learn[chosen], log_ratio, 0.0).exp()
         clipped = ratio.clamp(1.0 - self.settings.clip, 1.0 + self.settings.clip)
         gain = torch.minimum(ratio * advantage[chosen], clipped * advantage[chosen])
@@ -164,7 +178,7 @@ class Learner:
         """How far the policy has moved from the one that drew the samples, and how well they were foreseen."""
         with torch.no_grad():
             log_probs = self.model.log_probs(samples.observation, samples.mask)
-            log_ratio = (_taken(log_probs, samples.action) - samples.log_prob)[samples.learn]
+            log_ratio = _log_ratio(log_probs, samples.action, samples.log_prob)[samples.learn]
             ratio = log_ratio.exp()
             outside = (ratio - 1.0).abs() > self.settings.clip
             spread = samples.returns.var(correction=0)
@@ -185,8 +199,9 @@ def _mlp(inputs: int, outputs: int, *, gain: float) -> nn.Sequential:
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
 
 
-def _taken(log_probs: Tensor, action: Tensor) -> Tensor:
-    return log_probs.gather(1, action[:, None])[:, 0]
+def _log_ratio(log_probs: Tensor, action: Tensor, before: Tensor) -> Tensor:
+    taken = log_probs.gather(1, action[:, None])[:, 0]
+    return (taken - before).clamp(-MOST_LOG_RATIO, MOST_LOG_RATIO)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common import config, messages
 from common.config_fleet import FleetConfig
@@ -74,12 +75,13 @@ def test_what_every_decision_pays_alike_does_not_hide_which_is_better() -> None:
 
 def test_what_the_simulator_finds_worse_is_given_up() -> None:
     pupil, rng = learner(tolerance=-10.0), np.random.default_rng(0)
-    before = pupil.network
+    before, critic = pupil.network, [value.clone() for value in pupil._model.critic.parameters()]
     lesson = pupil.learn([trajectory(rng, pupil.network)])
     assert not lesson.accepted
     assert pupil.network is before
     again = network_of(pupil._model)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(again.layers, before.layers, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(critic, pupil._model.critic.parameters(), strict=True))
     with pytest.raises(ValueError, match="nothing to learn"):
         pupil.learn([])
 
@@ -118,6 +120,20 @@ def test_a_device_that_comes_is_told_the_policy_and_later_every_better_one(tmp_p
     assert [update.version for update in sent] == [4, 5]
     assert all(digest(update.data) == update.digest for update in sent)
     assert load_policy(tmp_path / "policy.bin", actions=10)[0] == sent[-1]
+
+
+def test_a_device_cannot_name_a_file_of_this_computer_as_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(config.PROFILES / "raspberry-pi-4.yaml", tmp_path / "own.yaml")
+    one = Process(tmp_path / "policy.bin")
+    for device, profile in {"pi": "raspberry-pi-4", "path": "./own.yaml", "file": "own.yaml", "none": ""}.items():
+        made = replace(messages.decode(DeviceStatus, status("ready")), profile=profile)
+        one.hear(TOPICS.status(device), messages.encode(made))
+    watts = one.process._experience.idle_watts
+    assert watts.pop("pi") > 0.0
+    assert watts == {"path": 0.0, "file": 0.0, "none": 0.0}
 
 
 def test_what_is_withheld_is_counted_and_nobody_is_told(tmp_path: Path) -> None:

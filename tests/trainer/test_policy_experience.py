@@ -9,7 +9,7 @@ from common.messages import Telemetry
 from common.policy import OBSERVATION_NAMES
 from tests.common.cases import cases
 from trainer.link_traces import STEP_S
-from trainer.policy_experience import Experience
+from trainer.policy_experience import LEAST_WORTH, Experience
 from trainer.reward import RewardWeights
 
 W = RewardWeights()
@@ -126,6 +126,24 @@ def test_only_drawn_decisions_count_as_such() -> None:
     assert made.drawn == 2
     made.take(version=4)
     assert made.drawn == 0
+
+
+def test_one_that_claims_to_have_spent_more_than_any_decision_can_does_not_flatten_the_others() -> None:
+    made = experience(told(1))
+    liar = made.offer("pi", told(2, energy_joules=1e12))
+    assert liar is not None
+    assert liar.reward == LEAST_WORTH
+
+
+def test_decisions_that_no_policy_of_this_fleet_can_have_made_are_dropped() -> None:
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
+    for seq in range(1, 5):
+        made.offer("short", told(seq, mask=MASK[:6]))
+        made.offer("long", told(seq, mask=(*MASK, True)))
+        made.offer("impossible", told(seq, log_prob=-200.0))
+        made.offer("pi", told(seq))
+    assert made.drawn == 3
+    assert {one.device for trajectory in made.take(version=4) for one in trajectory} == {"pi"}
 
 
 @pytest.mark.parametrize(

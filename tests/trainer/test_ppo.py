@@ -85,6 +85,27 @@ def test_health_is_what_its_words_say() -> None:
     assert health.explained_variance == pytest.approx(1.0)
 
 
+def test_a_sample_said_to_have_been_all_but_impossible_leaves_every_weight_finite() -> None:
+    model = ActorCritic(INPUTS, ACTIONS, seed=1)
+    samples = bandit(model, 64, 0)
+    samples.log_prob[:8] = -200.0
+    health = Learner(model, Settings(), seed=0).update(samples)
+    assert all(bool(value.isfinite().all()) for value in model.parameters())
+    assert np.isfinite(health.approx_kl)
+
+
+def test_what_was_learned_can_be_taken_back_with_the_optimizers_momentum() -> None:
+    model = ActorCritic(INPUTS, ACTIONS, seed=0)
+    learner = Learner(model, Settings(), seed=0)
+    learner.update(bandit(model, 64, 0))
+    before = learner.state()
+    learner.fit_value(bandit(model, 64, 1))
+    learner.update(bandit(model, 64, 1))
+    learner.restore(before)
+    again = learner.state()
+    torch.testing.assert_close(again, before, rtol=0.0, atol=0.0)
+
+
 def test_decisions_that_were_not_drawn_teach_the_value_and_not_the_policy() -> None:
     model = ActorCritic(INPUTS, ACTIONS, seed=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
