@@ -117,8 +117,13 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """A copy of all that learning changes, for `restore`; not of the order in which samples are drawn."""
-        parts = {"model": self.model, "optimizer": self._optimizer, "value_optimizer": self._value_optimizer}
-        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        return copy.deepcopy(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "value_optimizer": self._value_optimizer.state_dict(),
+            }
+        )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Stand where `state` was taken."""
