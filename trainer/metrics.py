@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-from common.atomic_file import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -79,30 +81,56 @@ def normalised_task_loss(task_loss: float, candidates: float) -> float:
 class MetricsLog:
     """Writes `StepMetrics` into ``directory``, to ``metrics.jsonl`` and as TensorBoard events.
 
-    Opening removes a line torn by a kill and every step from ``next_step`` on, which a resumed run does again.
+    Opening removes a line torn by a kill and every step from ``next_step`` on, which a resumed run does again. A disk
+    that is full ends no training: what cannot be written is left out.
+
+    Attributes:
+        lost: steps that could not be written.
     """
 
     def __init__(self, directory: Path, *, next_step: int = 1, tensorboard: bool = True) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / FILE_NAME
         _truncate(self.path, next_step)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._file = self.path.open("ab", buffering=0)
         self._events = _open_events(directory, next_step) if tensorboard else None
+        self.lost = 0
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append one step; the line is with the operating system when this returns."""
+        """Append one step; the line is with the operating system when this returns, or counted as lost."""
         values = {name: _finite(getattr(metrics, name)) for name in METRICS}
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
-        if self._events is not None:
-            for name, value in values.items():
-                if name != "step" and value is not None:
-                    self._events.add_scalar(name, value, metrics.step)
+        try:
+            self._append(json.dumps(values, allow_nan=False).encode() + b"\n")
+        except OSError as error:
+            self.lost += 1
+            if self.lost == 1:  # a full disk would fill the log as well
+                log.warning("%s: step %d is not written down: %s", self.path, metrics.step, error)
+        try:
+            self._show(values, metrics.step)
+        except OSError as error:  # of the thread that wrote them: it has ended
+            log.warning("no TensorBoard events any more: %s", error)
+            self._events = None
+
+    def _show(self, values: dict[str, float | None], step: int) -> None:
+        for name, value in values.items():
+            if self._events is not None and name != "step" and value is not None:
+                self._events.add_scalar(name, value, step)
+
+    def _append(self, line: bytes) -> None:
+        """All of a line or nothing: readers stop at the first that is torn."""
+        written = self._file.write(line)
+        if written < len(line):
+            self._file.truncate(self._file.tell() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Flush and close both."""
         self._file.close()
         if self._events is not None:
-            self._events.close()
+            try:
+                self._events.close()
+            except OSError as error:
+                log.warning("the last TensorBoard events are lost: %s", error)
 
     def __enter__(self) -> Self:
         return self
@@ -120,32 +148,30 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     """
     if not path.exists():
         return []
-    return [_metrics(values) for values, _ in _lines(path.read_bytes())]
+    with path.open("rb") as file:
+        return [_metrics(values) for values, _ in _lines(file)]
 
 
-def _lines(content: bytes) -> list[tuple[dict[str, Any], bytes]]:
-    """The whole lines of a file, parsed and raw, up to the first that is torn or not ours."""
-    good = []
-    for line in content.splitlines(keepends=True):
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The whole lines of a file, parsed and with their lengths, up to the first that is torn or not ours."""
+    for line in file:
         try:
             values = json.loads(line)
         except ValueError:
             break
         if not line.endswith(b"\n") or not isinstance(values, dict) or set(values) != set(METRICS):
             break
-        good.append((values, line))
-    return good
+        yield values, len(line)
 
 
 def _truncate(path: Path, next_step: int) -> None:
-    """Keep the steps before ``next_step``; replaced atomically, so that a kill right here loses nothing."""
+    """Keep the steps before ``next_step``; they come first. A file of months does not fit into memory."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    kept = b"".join(line for values, line in _lines(content) if values["step"] < next_step)
-    if kept == content:
-        return
-    write_atomically(path, kept)
+    with path.open("rb") as file:
+        kept = sum(length for _, length in takewhile(lambda line: line[0]["step"] < next_step, _lines(file)))
+    if kept < path.stat().st_size:
+        os.truncate(path, kept)
 
 
 def _metrics(values: dict[str, Any]) -> StepMetrics:

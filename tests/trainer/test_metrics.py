@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import tracemalloc
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +82,72 @@ def test_steps_after_the_checkpoint_are_dropped_on_resume_because_they_are_done_
     _write(tmp_path, range(1, 8))
     _write(tmp_path, range(5, 7), next_step=5)
     assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_log_of_months_is_cut_without_being_held_in_memory(tmp_path: Path) -> None:
+    _write(tmp_path, range(1, 4001))
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    tracemalloc.start()
+    try:
+        MetricsLog(tmp_path, next_step=4000, tensorboard=False).close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 8
+    assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 4000))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_ends_no_training_and_what_fits_later_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(SAMPLE)
+        file, log._file = log._file, io.FileIO("/dev/full", "ab")
+        log.write(replace(SAMPLE, step=2))
+        log.write(replace(SAMPLE, step=3))
+        log._file.close()
+        log._file = file
+        log.write(replace(SAMPLE, step=4))
+    assert log.lost == 2
+    assert len(caplog.records) == 1
+    assert "step 2 is not written down: [Errno 28]" in caplog.text
+    assert [metrics.step for metrics in read_metrics(log.path)] == [1, 4]
+
+
+class Nearly(io.FileIO):
+    """A disk with room for a few bytes more."""
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data)[:10])
+
+
+def test_of_a_line_that_does_not_fit_nothing_is_left_behind(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(SAMPLE)
+        file, log._file = log._file, Nearly(log.path, "ab")
+        log.write(replace(SAMPLE, step=2))
+        log._file.close()
+        log._file = file
+        log.write(replace(SAMPLE, step=3))
+    assert [metrics.step for metrics in read_metrics(log.path)] == [1, 3]
+
+
+def test_tensorboard_s_thread_that_met_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    class Full:
+        def add_scalar(self, *_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log._events = Full()
+        log.write(SAMPLE)
+        log.write(replace(SAMPLE, step=2))
+    with MetricsLog(tmp_path, next_step=3, tensorboard=False) as log:
+        log._events = Full()
+    assert [metrics.step for metrics in read_metrics(log.path)] == [1, 2]
 
 
 def test_a_loss_that_is_not_finite_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
