@@ -62,17 +62,23 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
 
     Raises:
         TypeError: the state holds something that is not plain data.
+        ConfigError: the disk takes no file. Weights that are not on it must not be published.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"checkpoint-{checkpoint.weights_version:010d}-{checkpoint.steps:010d}.pt"
     content = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
     buffer = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION, **_plain(content, "checkpoint")}, buffer)
-    for stale in directory.glob("checkpoint-*" + SUFFIX):  # left by a kill between write and rename
-        stale.unlink()
-    write_atomically(path, buffer.getvalue())
-    for old in _oldest_first(directory)[:-KEEP]:
-        old.unlink()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob("checkpoint-*" + SUFFIX):  # left by a kill between write and rename
+            stale.unlink()
+        write_atomically(path, buffer.getvalue())
+        for old in _oldest_first(directory)[:-KEEP]:
+            old.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written: {error}; make room and start again, it goes on from the checkpoint before"
+        ) from error
     return path
 
 

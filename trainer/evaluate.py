@@ -99,7 +99,8 @@ def restore_encoder(checkpoint: Checkpoint) -> Encoder:
     try:
         encoder = build_encoder(checkpoint.encoder_name, seed=0, head=checkpoint.head)
         averaged: Any = checkpoint.state.get("averaged")
-        encoder.load_state_dict(averaged["weights"] if averaged else checkpoint.encoder)
+        started = averaged and averaged["weights"]  # there are none before the first merge that was not refused
+        encoder.load_state_dict(started or checkpoint.encoder)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the checkpoint's encoder {checkpoint.encoder_name!r} cannot be restored: {error}"

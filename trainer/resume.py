@@ -96,12 +96,17 @@ def to_checkpoint(
 
 
 def restore(saved: Checkpoint, state: State) -> Progress:
-    """Put ``state`` where the checkpoint stood."""
+    """Put ``state`` where the checkpoint stood.
+
+    Raises:
+        ConfigError: the objective is configured otherwise than the checkpoint's.
+    """
     rest: dict[str, Any] = saved.state
     state.encoder.load_state_dict(saved.encoder)
+    # Before the optimizers: where another objective is configured, it says so in words.
+    state.objective.module.load_state_dict(rest.get("objective", {}))  # absent: written before there were any
     state.optimizers.load_state_dict(rest["optimizers"])
     state.mixture.load_state_dict(rest["mixture"])
-    state.objective.module.load_state_dict(rest.get("objective", {}))  # absent: written before there were any
     state.directions.set_state(rest["directions"])
     state.rounding.set_state(rest["rounding"])
     if "negatives" in rest:  # not in checkpoints from before there were any

@@ -55,6 +55,22 @@ def test_only_the_last_three_stay(tmp_path: Path) -> None:
     assert load(newest).weights_version == 11
 
 
+def test_a_disk_that_takes_no_checkpoint_is_the_operators_business_and_the_ones_before_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, _checkpoint(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoint.write_atomically", full)
+    with pytest.raises(ConfigError, match=r"checkpoint-0000000002.*cannot be written: \[Errno 28\]"):
+        save(tmp_path, _checkpoint(2))
+    newest = load_latest(tmp_path, "f" * 64)
+    assert newest is not None
+    assert newest.weights_version == 1
+
+
 def test_an_empty_or_absent_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert load_latest(tmp_path, "f" * 64) is None
     assert load_latest(tmp_path / "absent", "f" * 64) is None

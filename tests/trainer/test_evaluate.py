@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from common.encoder import build_encoder
 from common.errors import ConfigError
 from common.log_mel import WINDOW_SAMPLES, LogMel
+from tests.published import same
+from trainer.averaging import AveragedEncoder
 from trainer.checkpoint import Checkpoint, save
 from trainer.dataset import find_clips, hold_out
 from trainer.evaluate import (
@@ -168,6 +170,13 @@ def test_weights_that_do_not_fit_the_encoder_are_the_operators_error() -> None:
     for name in ("mobile", "no-such-encoder"):
         with pytest.raises(ConfigError, match="cannot be restored"):
             restore_encoder(Checkpoint("r", "f", name, {"stem": torch.ones(1)}, {}, 1, 1, 1))
+
+
+def test_where_no_merge_has_been_accepted_yet_there_is_no_average_to_restore() -> None:
+    encoder = build_encoder("mobile", seed=3)
+    state: dict[str, object] = {"averaged": AveragedEncoder().state_dict()}
+    restored = restore_encoder(Checkpoint("r", "f", "mobile", encoder.state_dict(), state, 1, 1, 1))
+    assert same(restored.state_dict(), encoder.state_dict())
 
 
 def test_the_command_ends_with_one_line_of_json(

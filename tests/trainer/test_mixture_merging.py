@@ -81,7 +81,7 @@ def test_one_device_counts_for_a_bounded_share_however_much_it_claims() -> None:
         tally.add(lie.repeat(100, 1), torch.zeros(100, dtype=torch.long))
     heard = tally.take()
     assert heard is not None
-    for seq in range(5):  # only the newest counts
+    for seq in range(5):  # all together
         merging.offer("pi", to_message(heard, boot=BOOT, seq=seq))
     merging.merge()
     share = float(memory.mass.sum()) - total
@@ -89,6 +89,23 @@ def test_one_device_counts_for_a_bounded_share_however_much_it_claims() -> None:
     assert closest(memory, centres(10, 1)) > 0.97
     merging.merge()
     assert float(memory.mass.sum()) - total == share, "once"
+
+
+def test_two_reports_before_one_version_are_both_merged_and_neither_twice() -> None:
+    z = [around(centres(3, seed), 4, seed) for seed in (1, 2)]
+    reports = [report(fleet(), heard, seq=seq) for seq, heard in enumerate(z, start=1)]
+    memories = [fleet(), fleet()]
+    apart, together = (MixtureMerging(memory, limits=Limits()) for memory in memories)
+    for one in reports:
+        apart.offer("pi", one)
+        apart.merge()
+    for one in (reports[0], reports[0], reports[1], reports[0]):
+        together.offer("pi", one)
+    together.merge()
+    together.offer("pi", reports[1])  # delivered once more, late
+    together.merge()
+    assert torch.equal(memories[0].mass, memories[1].mass)
+    assert torch.equal(memories[0].means, memories[1].means)
 
 
 def test_the_order_of_arrival_makes_no_difference() -> None:

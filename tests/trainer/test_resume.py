@@ -3,20 +3,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import pytest
 import torch
 
 from common.block_optimizer import BlockOptimizers
 from common.encoder import build_encoder
+from common.errors import ConfigError
 from common.mixture_memory import MixtureMemory
 from common.split import block_state, load_block, names
 from tests.published import FINGERPRINT, same
-from trainer import checkpoint
+from trainer import checkpoint, text_tower
 from trainer.averaging import AveragedEncoder
+from trainer.clap import Clap
 from trainer.cola import Cola
 from trainer.evaluate import restore_encoder
 from trainer.merge_optimizer import MergeOptimizer
 from trainer.objective import OBJECTIVE, own_parameters
 from trainer.resume import State, fresh_run, restore, to_checkpoint
+from trainer.text_tower import TextEncoder
 
 MERGED = {"pi-1": ("a" * 16, 7), "pi-2": ("b" * 16, 0)}
 
@@ -80,6 +84,25 @@ def test_a_resumed_trainer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) ->
     assert restore_encoder(loaded).head_name == "tanh", "the checkpoint says which head its encoder has"
     assert torch.equal(resumed.directions.get_state(), straight.directions.get_state())
     assert torch.equal(resumed.negatives.get_state(), straight.negatives.get_state())
+
+
+def captioned(text_encoder: TextEncoder) -> State:
+    encoder = build_encoder("mobile", seed=0)
+    objective = Clap(encoder.projection_dim, text_encoder=text_encoder, false_negative_s=0.0, seed=0)
+    optimizers = BlockOptimizers(encoder, kind="adamw", weight_decay=0.0, warmup_steps=0, own=own_parameters(objective))
+    generators = [torch.Generator() for _ in range(3)]
+    return State(encoder, optimizers, MixtureMemory(dim=encoder.projection_dim), objective, None, None, *generators)
+
+
+def test_a_changed_text_encoder_on_the_weights_of_another_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_tower, "_minilm", lambda: lambda _: torch.ones(text_tower.SENTENCE_DIM))
+    one = captioned("hashed")
+    for parameter in one.objective.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    one.optimizers.step([OBJECTIVE], 1e-3)
+    saved = to_checkpoint(one, "run-1", FINGERPRINT, 1, 1, 8, (), {})
+    with pytest.raises(ConfigError, match="text_encoder: minilm is configured, the checkpoint has hashed"):
+        restore(saved, captioned("minilm"))
 
 
 def test_two_fresh_runs_have_different_names_and_nothing_behind_them() -> None:
