@@ -88,28 +88,37 @@ class Training:
     def _answer(self, batch: Sequence[Part], result: ServerResult, learning_rate: float, asking: set[str]) -> float:
         """Publish every gradient; returns the mean relative error of the quantisation of some of them.
 
-        A part that came as sound is acknowledged without one: there is nobody behind it who could learn from it.
+        A part that came as sound is acknowledged without one: there is nobody behind it who could learn from it. One
+        whose gradient the codec cannot say, which fp16 cannot beyond 65504, is answered so: it was counted, no more.
 
         All are encoded before the first is published: from then on the network thread, and soon the answering thread
         with the next step's parts, want the interpreter as well, and small operations suffer most from sharing it.
         """
-        encoded = [
-            None if part.cut == BEFORE_STEM else encode(gradient, self._gradient_codec, self._rounding)
-            for part, gradient in zip(batch, result.gradients, strict=True)
-        ]
+        encoded = [self._encode(part, gradient) for part, gradient in zip(batch, result.gradients, strict=True)]
         errors = [
             quantisation_error(gradient, decode(tensor))
-            for gradient, tensor in islice(zip(result.gradients, encoded, strict=True), 0, None, ERROR_STRIDE)
+            for gradient, (tensor, _) in islice(zip(result.gradients, encoded, strict=True), 0, None, ERROR_STRIDE)
             if tensor is not None
         ]
         losses = result.terms.per_window.tolist()
         answers = [
-            self._message(part, "ok", "", loss, learning_rate, part.device in asking, tensor)
-            for part, loss, tensor in zip(batch, losses, encoded, strict=True)
+            self._message(
+                part, "rejected" if reason else "ok", reason, loss, learning_rate, part.device in asking, tensor
+            )
+            for part, loss, (tensor, reason) in zip(batch, losses, encoded, strict=True)
         ]
         for part, answer in zip(batch, answers, strict=True):
             self._link.publish(self._topics.gradient(part.device), answer)
         return sum(errors) / len(errors) if errors else 0.0
+
+    def _encode(self, part: Part, gradient: torch.Tensor) -> tuple[EncodedTensor | None, str]:
+        """A part's gradient as it travels; or none, and why, unless the part came as sound."""
+        if part.cut == BEFORE_STEM:
+            return None, ""
+        try:
+            return encode(gradient, self._gradient_codec, self._rounding), ""
+        except ValueError as error:
+            return None, f"gradient: {error}"
 
     def refuse(self, part: Part, refusal: Refusal) -> None:
         """Tell a device why its part was not computed with."""
