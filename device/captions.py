@@ -55,7 +55,7 @@ def captions_of_folder(folder: Path, sidecar: Path | None) -> CaptionsOf:
         )
     _log.info("captions are made from the names of the class folders: the run is supervised")
     made = {name: class_captions(name) for name in classes}
-    return lambda path: made.get(path.relative_to(folder).parts[0], ())
+    return lambda path: made.get(_within(folder, path).parts[0], ())
 
 
 def read_sidecar(path: Path) -> dict[str, tuple[str, ...]]:
@@ -100,9 +100,14 @@ def _complain(path: Path, rows: list[tuple[int, str, str]]) -> None:
         _log.warning("%s: %d captions are cut at %d characters", path, long, MOST_CHARACTERS)
 
 
+def _within(folder: Path, path: Path) -> Path:
+    """Where a recording lies in its folder; its bare name if it lies elsewhere, as one of ``source.list`` may."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+
+
 def _from_sidecar(folder: Path, captions: Mapping[str, tuple[str, ...]]) -> CaptionsOf:
     def of(path: Path) -> tuple[str, ...]:
-        relative = path.relative_to(folder).as_posix()
+        relative = _within(folder, path).as_posix()
         return captions.get(relative) or captions.get(path.name, ())
 
     return of

@@ -80,6 +80,14 @@ class Intake:
             if window is not None:
                 self._ahead.append(self.see(window))
 
+    def pass_over(self) -> None:
+        """During a pause what the microphone hears is neither kept for later nor counted as lost."""
+        if self._pace.lockstep:
+            return
+        self._ahead.clear()
+        while self._source.next_window(0.0) is not None:
+            pass
+
     def next_ahead(self) -> SeenWindow | None:
         """The oldest window that was looked at already and not taken."""
         return self._ahead.popleft() if self._ahead else None

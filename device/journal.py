@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -21,7 +22,8 @@ from device.exchange import Exchange
 if TYPE_CHECKING:
     from device.conditions import Condition
 
-
+LOG = logging.getLogger(__name__)
+MOST_TAKEN = 256  # windows in a line: without a link, and without local steps, nothing else would end it
 LARGEST_BYTES = 256 * 2**20  # about a week of a device that sends everything: a disk must not fill up in a year
 Fate = int | Literal["local", "kept"]
 """What became of a window: sent at this cut (or `BEFORE_STEM`), kept by the splitter's word, or not worth sending."""
@@ -50,21 +52,21 @@ class Journal:
     Every life of the device begins with a line of kind ``start``: windows and bytes count from there. ``monotonic_s``:
     when a line was written, on the machine's monotonic clock, which processes of one machine share. ``taken`` are
     the windows since the line before: [index, fate, milliseconds until its embedding was computed here]. A file of more
-    than `LARGEST_BYTES` is put aside as ``steps.jsonl.1``, in the place of the one before it.
+    than `LARGEST_BYTES` is put aside as ``steps.jsonl.1``, in the place of the one before it. What a disk does not take
+    is lost, and said once: a full card ends the record, not the device.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = _is_torn(path)
         self._path = path
+        self._torn = _is_torn(path)  # the last line is not whole: the next begins a new one
+        self._refused = False
         self._open()
         self._lock = threading.Lock()
         self._process = psutil.Process()
         self._windows: list[list[object]] = []
         self._least_waiting: int | None = None
         self.totals = Totals()
-        if torn:
-            self._file.write("\n")
         self._write(kind="start")
 
     def step(self, exchange: Exchange, *, counters: LinkCounters, weights_version: int) -> None:
@@ -148,6 +150,21 @@ class Journal:
         self._windows.append([index, fate, None if own_s is None else round(1e3 * own_s, 2)])
         self._least_waiting = waiting if self._least_waiting is None else min(waiting, self._least_waiting)
 
+    @property
+    def full(self) -> bool:
+        """Whether so many windows were dealt with since the last line that they should be written."""
+        return len(self._windows) >= MOST_TAKEN
+
+    def windows(self, *, counters: LinkCounters) -> None:
+        """Write the windows since the last line; nothing else has happened."""
+        self._write(
+            kind="windows",
+            window=self.totals.windows,
+            sent=self.totals.sent,
+            local=self.totals.local,
+            **self._so_far(counters),
+        )
+
     def _so_far(self, counters: LinkCounters) -> dict[str, object]:
         windows, self._windows = self._windows, []
         waiting, self._least_waiting = self._least_waiting, None
@@ -167,15 +184,45 @@ class Journal:
     def _write(self, **values: object) -> None:
         line = json.dumps({"monotonic_s": round(time.monotonic(), 3), **values}) + "\n"
         with self._lock:
-            if self._size > LARGEST_BYTES:
-                self._file.close()
-                self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-                self._open()
-            self._size += self._file.write(line)
+            try:
+                self._append(line.encode())
+            except OSError as error:
+                if not self._refused:
+                    LOG.warning("%s: %s; nothing is recorded until it can be written again", self._path, error.strerror)
+                self._refused = True
+
+    def _append(self, line: bytes) -> None:
+        if self._size > LARGEST_BYTES:
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+            self._file.close()
+            self._open()
+        whole = b"\n" + line if self._torn else line
+        written = self._file.write(whole) or 0
+        self._size += written
+        self._torn = written < len(whole)
+        self._refused = self._torn
 
     def _open(self) -> None:
-        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self._file = self._path.open("ab", buffering=0)  # a buffer would keep what the disk refused, and fail again
         self._size = self._path.stat().st_size
+
+
+def _part(exchange: Exchange, part: int) -> dict[str, object]:
+    """One part of a step: its window, and milliseconds from that window's end."""
+    sent = exchange.sent[part]
+    applied_s = exchange.applied_s if part in exchange.gradients else None
+    return {
+        "window": sent.window,
+        "cut": sent.cut,
+        "bytes": sent.size_bytes,
+        "sent_ms": _ms(sent.sent_s - sent.closed_s),
+        "embedding_ms": _ms(exchange.embedding_s.get(part)),
+        "applied_ms": _ms(None if applied_s is None else applied_s - sent.closed_s),
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1e3 * seconds, 2)
 
 
 def _part(exchange: Exchange, part: int) -> dict[str, object]:

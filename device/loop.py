@@ -105,6 +105,7 @@ class DeviceLoop:
                 self._between_steps()
             if self._mailbox.paused:
                 self._mailbox.drain(self._exchange, ANSWER_WAIT_S)
+                self._intake.pass_over()
                 continue
             if (seen := self._intake.next_ahead()) is not None:
                 self._deal_with(seen)
@@ -143,7 +144,8 @@ class DeviceLoop:
             self._weights.keep_up(cut=self._cutting.cut, target=self._cutting.target)
         self._cutting.move()
         self._cutting.give_up()
-        self._learn_what_waits()
+        if not self._mailbox.paused:
+            self._learn_what_waits()
 
     def _learn_what_waits(self) -> None:
         """In real time one local step at a time, and windows come first: their embeddings are waited for."""
@@ -218,6 +220,8 @@ class DeviceLoop:
     def _note(self, window: Window, fate: Fate, own_s: float | None) -> None:
         self._journal.totals.windows_dropped = self._source.dropped
         self._journal.window(window.index, fate, own_s=own_s, waiting=self._intake.waiting)
+        if self._journal.full:
+            self._journal.windows(counters=self._link.counters())
 
     # -- the end of a step --------------------------------------------------------------------------------------------
 

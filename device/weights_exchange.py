@@ -164,9 +164,13 @@ class WeightsExchange:
             self._link.publish(self._topics.update(self._device, index), messages.encode(chunk), qos=1)
 
     def save(self) -> None:
-        """Write what this device knows to its disk."""
-        weights_file.write(self._path, self._replica.snapshot(), fingerprint=self._fingerprint)
-        self._mixture.save()
+        """Write what this device knows to its disk; one that does not take it is no reason to stop learning."""
+        try:
+            weights_file.write(self._path, self._replica.snapshot(), fingerprint=self._fingerprint)
+            self._mixture.save()
+        except OSError as error:
+            LOG.warning("%s: what was learned is not kept: %s", self._path.parent, error.strerror)
+            return
         self._saved_version = self._replica.version
 
     def load(self) -> bool:

@@ -16,7 +16,7 @@ from trainer.metrics import FILE_NAME, StepMetrics, read_metrics
 from trainer.report import ByteCounts, Latencies, Probe, Report, Series, Setting, StepCounts, first_last, percentiles
 from trainer.zero_shot import ZeroShot
 
-COUNTING = frozenset({"step", "local", "end"})  # kinds of lines that hold what was counted so far
+COUNTING = frozenset({"step", "local", "windows", "end"})  # kinds of lines that hold what was counted so far
 WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE_HZ
 
 

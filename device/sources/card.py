@@ -5,6 +5,7 @@ Nothing here touches torch: the callback runs on PortAudio's own thread.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import queue
@@ -56,7 +57,8 @@ def import_sounddevice() -> Any:
 
 def input_cards(sounddevice: Any, *, alsa_cards: Path = ALSA_CARDS) -> list[Card]:
     """Every input there is now. PortAudio looks for cards only when it starts, so it is started anew."""
-    sounddevice._terminate()  # noqa: SLF001 - the only way to see a card that was plugged in since
+    with contextlib.suppress(sounddevice.PortAudioError):  # the start before this one failed: nothing is to be ended
+        sounddevice._terminate()  # noqa: SLF001 - the only way to see a card that was plugged in since
     sounddevice._initialize()  # noqa: SLF001
     ids = _alsa_ids(alsa_cards)
     return [

@@ -129,7 +129,7 @@ class MicrophoneSource:
         if block.samples.shape[0] and float(np.ptp(block.samples)) > DIGITAL_SILENCE:
             self._heard_s = block.arrived_s
         self._note_silence(block.arrived_s)
-        if block.gap or self.state == "no-audio":
+        if block.gap:
             self._begin_segment(self._capture.card)
         if self.state == "ok":
             self._windows.push(self._resampler.push(block.samples), block.arrived_s)
@@ -152,6 +152,7 @@ class MicrophoneSource:
         silent = now_s - max(self._heard_s, lost_at_s) >= self._no_audio_s
         if silent and self.state == "ok" and self._capture is not None:
             _log.warning("microphone: digital silence for %g s: muted, or not plugged in?", self._no_audio_s)
+            self._begin_segment(self._capture.card)  # once: a resampler takes longer to build than a block lasts
         self.state = "no-audio" if silent else "ok"
 
     def _begin_segment(self, card: Card) -> None:

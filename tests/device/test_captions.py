@@ -120,3 +120,10 @@ def test_a_soundscape_names_its_sounds_when_it_is_asked_to() -> None:
         assert two is not None
         assert np.array_equal(one.samples, two.samples)
         assert two.captions in {class_captions("rain"), class_captions("siren")}
+
+
+def test_a_listed_recording_from_elsewhere_is_known_by_its_bare_name(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("file,caption\nbark.wav,a dog\n")
+    captions = captions_of_folder(tmp_path, None)
+    assert captions(tmp_path.parent / "elsewhere" / "bark.wav") == ("a dog",)
+    assert captions(tmp_path.parent / "elsewhere" / "rain.wav") == ()

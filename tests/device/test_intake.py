@@ -115,3 +115,18 @@ def test_where_no_clock_decides_and_where_only_sound_travels_nothing_is_looked_a
     assert intake(Source(1), Totals()).looks_ahead
     assert not intake(Source(1), Totals(), replace(PACE, lockstep=True)).looks_ahead
     assert not intake(Source(1), Totals(), replace(PACE, sound="pcm16")).looks_ahead
+
+
+def test_what_is_heard_during_a_pause_is_neither_kept_nor_taken_later() -> None:
+    source = Source(5)
+    made = intake(source, Totals())
+    made.look_ahead()
+    made.pass_over()
+    assert made.waiting == 0
+    assert made.next_ahead() is None
+
+
+def test_in_fast_mode_a_pause_loses_no_window() -> None:
+    source = Source(5)
+    intake(source, Totals(), replace(PACE, lockstep=True)).pass_over()
+    assert source.left == 5

@@ -12,7 +12,7 @@ from common.link import LinkCounters
 from common.messages import Embedding, Gradient, Telemetry
 from device.conditions import Condition
 from device.exchange import Exchange
-from device.journal import Journal
+from device.journal import MOST_TAKEN, Journal
 from tests.common.cases import cases
 
 BOOT = "a" * 16
@@ -110,3 +110,24 @@ def test_telemetry_stands_there_with_all_that_was_counted_when_it_was_told(tmp_p
     _, told, end = lines(tmp_path / "steps.jsonl")
     assert (told["kind"], told["window"], told["bytes_up"]) == ("telemetry", 9, 10)
     assert (told["taken"], end["taken"]) == ([[8, "kept", 10.0]], [])
+
+
+def test_a_full_disk_ends_the_record_and_not_the_device(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "steps.jsonl").symlink_to("/dev/full")
+    journal = Journal(tmp_path / "steps.jsonl")
+    for _ in range(3):
+        journal.local_step(windows=8, loss=1.0, counters=COUNTERS)
+    assert len(caplog.records) == 1
+    assert "nothing is recorded" in caplog.text
+
+
+def test_without_any_other_line_the_windows_are_written_after_some_hundred(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "steps.jsonl")
+    for index in range(MOST_TAKEN):
+        assert not journal.full
+        journal.window(index, "kept", own_s=None, waiting=0)
+    assert journal.full
+    journal.windows(counters=COUNTERS)
+    assert not journal.full
+    line = lines(tmp_path / "steps.jsonl")[-1]
+    assert (line["kind"], len(line["taken"])) == ("windows", MOST_TAKEN)

@@ -395,3 +395,46 @@ def test_the_cards_are_listed_from_the_command_line(
     assert "Desk microphone" in capsys.readouterr().out
     assert microphone.main(["garden"]) == 78
     assert "garden" in capsys.readouterr().err
+
+
+def test_a_muted_card_costs_one_resampler_and_not_one_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(rate_hz: int, wanted_hz: int) -> StreamResampler:
+        made.append(rate_hz)
+        return StreamResampler(rate_hz, wanted_hz)
+
+    monkeypatch.setattr(microphone, "StreamResampler", counted)
+    sounddevice = FakeSounddevice(_device("USB", rate_hz=44_100.0))
+    source = _source(sounddevice, tmp_path, no_audio_s=1.0)
+    source.next_window(0.0)
+    made.clear()
+    for _ in range(4):
+        sounddevice.play(np.zeros(44_100, dtype=np.float32))
+        assert _drain(source) == [] or source.state == "no-audio"
+    assert source.state == "no-audio"
+    assert len(made) == 1
+
+
+def test_a_start_of_the_sound_library_that_failed_is_tried_again(tmp_path: Path) -> None:
+    class Fails(FakeSounddevice):
+        started = True
+        failures = 1
+
+        def _terminate(self) -> None:
+            if not self.started:
+                raise PortAudioError("not initialized")
+            self.started = False
+
+        def _initialize(self) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise PortAudioError("host error")
+            self.started = True
+
+    sounddevice = Fails(KITCHEN)
+    source = _source(sounddevice, tmp_path, retry_s=1.0)
+    for _ in range(3):
+        assert source.next_window(0.0) is None
+        sounddevice.now_s += 1.0
+    assert len(sounddevice.streams) == 1

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from common import messages
+from common import messages, weights_file
 from common.change_blob import unpack_blocks
 from common.chunks import Assembler
 from common.codec import digest
@@ -380,3 +381,15 @@ def test_the_mixture_lies_on_the_disk_for_a_device_that_starts_without_a_network
     assert again.weights.load()
     assert again.mixture.mixture.started
     assert same(dict(again.mixture.mixture.state_dict()), dict(device.mixture.mixture.state_dict()))
+
+
+def test_a_disk_that_takes_nothing_does_not_stop_the_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    device = Device(tmp_path)
+    monkeypatch.setattr(weights_file, "write", full)
+    device.weights.save()
+    assert "what was learned is not kept: No space left on device" in caplog.text
