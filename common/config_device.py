@@ -201,6 +201,13 @@ class DeviceConfig(Settings):
         default="pcm16", description="How a window travels in mode server-only; opus: at 24 kbit/s."
     )
 
+    @field_validator("room")
+    @classmethod
+    def _room_can_be_shown(cls, value: str) -> str:
+        if not value.isprintable():
+            raise refuse(f"{value!r}", "printable text, without tabs and line ends")
+        return value
+
     @field_validator("baseline_raw_audio")
     @classmethod
     def _sound_is_permitted(cls, value: bool, info: ValidationInfo) -> bool:

@@ -23,8 +23,10 @@ class Link:
     """A connection to the broker that comes back by itself.
 
     ``is_data(topic)`` decides between the bounded data queue and the control queue. ``will`` is published, retained,
-    when this end dies without ``stop``. What ``is_data`` raises breaks the link: it comes out of the next ``receive``
-    or ``publish`` as LinkBroken. Raises ConfigError for a URL or TLS files that cannot be used.
+    when this end dies without ``stop``. An MQTT 5 broker is asked to keep payloads of more than ``max_message_bytes`` to
+    itself: what nobody would read must not fill this end's memory. What ``is_data`` raises breaks the link: it comes
+    out of the next ``receive`` or ``publish`` as LinkBroken. Raises ConfigError for a URL or TLS files that cannot be
+    used.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Link:
         keepalive_s: int = 30,
         data_capacity: int = 512,
         outbound_capacity: int = 64,
+        max_message_bytes: int | None = None,
     ) -> None:
         self._state = LinkState(client_id=client_id, data_capacity=data_capacity, outbound_capacity=outbound_capacity)
         self._address = BrokerAddress.parse(url)
@@ -52,6 +55,7 @@ class Link:
             username=username,
             password=password,
             keepalive_s=keepalive_s,
+            max_message_bytes=max_message_bytes,
         )
 
     def start(self) -> None:

@@ -37,6 +37,7 @@ CONNECT_TIMEOUT_S = 5.0
 CONNACK_TIMEOUT_S = 10.0
 # amqtt answers an MQTT 5 CONNECT that carries a will by silence, so an unproven protocol gets less patience.
 UNPROVEN_CONNACK_TIMEOUT_S = 3.0
+MOST_HEADER_BYTES = 1024  # of a packet beside its payload: topic and properties
 SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
 LONGEST_EXPIRY_S = 2**32 - 1  # what MQTT 5 can say
 LEAVE_TIMEOUT_S = 1.0  # for the good-byes, after the time to flush
@@ -109,6 +110,7 @@ class Connection:
         username: str | None,
         password: str | None,
         keepalive_s: int,
+        max_message_bytes: int | None,
     ) -> None:
         self._state = state
         self._address = address
@@ -117,6 +119,7 @@ class Connection:
         self._password = password if password is not None else address.password
         self._tls = (tls or Tls()).context() if address.secure else None
         self._keepalive_s = keepalive_s
+        self._max_message_bytes = max_message_bytes
         self._in_flight: dict[int, Outgoing] = {}
         self._in_flight_limit = IN_FLIGHT
         self._protocol = MQTT_5
@@ -190,6 +193,8 @@ class Connection:
         if self._tls is not None:
             client.tls_set_context(self._tls)
         properties = _session_expiry(PacketTypes.CONNECT, SESSION_EXPIRY_S) if self._protocol == MQTT_5 else None
+        if properties is not None and self._max_message_bytes is not None:
+            properties.MaximumPacketSize = self._max_message_bytes + MOST_HEADER_BYTES
         client.connect_async(self._address.host, self._address.port, self._keepalive_s, properties=properties)
         return client
 
@@ -318,7 +323,9 @@ class Connection:
             return
         self._answered = self._proven = True
         self._in_flight_limit = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
-        subscriptions = self._state.now_connected(getattr(properties, "MaximumPacketSize", None))
+        subscriptions, dropped = self._state.now_connected(getattr(properties, "MaximumPacketSize", None))
+        if dropped:
+            self._client.unsubscribe(dropped)
         if subscriptions:
             self._state.asked(self._client.subscribe(subscriptions)[1], tuple(name for name, _ in subscriptions))
         self._state.outbound.republish()

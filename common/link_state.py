@@ -99,6 +99,7 @@ class LinkState:
         self._changed = threading.Condition()
         self._subscriptions: dict[str, int] = {}
         self._due: list[tuple[str, int | None]] = []
+        self._dropped: set[str] = set()  # since the last CONNACK: the broker's session may still hold them
         self._unconfirmed: dict[int, tuple[str, ...]] = {}
         self._asking = False  # the network thread holds subscriptions that it has not sent yet
         self._refusals: Counter[str] = Counter()
@@ -107,8 +108,11 @@ class LinkState:
         """Remember a subscription, or with None forget it; the network thread sees to it."""
         with self._changed:
             self._subscriptions.pop(topic_filter, None)
-            if qos is not None:
+            if qos is None:
+                self._dropped.add(topic_filter)
+            else:
                 self._subscriptions[topic_filter] = qos
+                self._dropped.discard(topic_filter)
             if self.connected:
                 self._due.append((topic_filter, qos))
         self.bell.ring()
@@ -136,8 +140,12 @@ class LinkState:
             self._changed.notify_all()
             return filters
 
-    def now_connected(self, max_packet_bytes: int | None) -> list[tuple[str, int]]:
-        """A CONNACK; returns every subscription, all due again. Once they are asked for, ``announce`` is due."""
+    def now_connected(self, max_packet_bytes: int | None) -> tuple[list[tuple[str, int]], list[str]]:
+        """A CONNACK; returns every subscription, all due again, and the filters to drop once more.
+
+        A session outlives its connection, and with it subscriptions that were dropped while there was none. Once
+        everything is asked for, ``announce`` is due.
+        """
         with self._changed:
             self.connected = self._asking = True
             self.last_error = None
@@ -145,7 +153,8 @@ class LinkState:
             self.max_packet_bytes = max_packet_bytes
             self._due.clear()
             self._unconfirmed.clear()
-            return list(self._subscriptions.items())
+            dropped, self._dropped = sorted(self._dropped), set()
+            return list(self._subscriptions.items()), dropped
 
     def announce(self) -> None:
         """Everything taken has been asked for: let those who wait look again."""

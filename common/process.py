@@ -84,6 +84,7 @@ def open_link(
         keepalive_s=broker.keepalive_s,
         data_capacity=data_capacity,
         outbound_capacity=outbound_capacity,
+        max_message_bytes=fleet.max_message_bytes,
     )
 
 

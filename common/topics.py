@@ -85,6 +85,13 @@ class Topics:
     def __post_init__(self) -> None:
         check_device_id(self.fleet)
 
+    def client_id(self, name: str) -> str:
+        """How a device, or ``_trainer``, is called at the broker, which throws out the first of two of one name.
+
+        The slash stands in no name: no two members of any fleets are called alike.
+        """
+        return f"{self.fleet}/{name}"
+
     def status(self, device: str) -> str:
         """Retained and the last will: a device's state."""
         return self._of_device(device, Kind.STATUS)

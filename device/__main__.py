@@ -49,7 +49,7 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
     player = conditions_player(settings, shaped, stretch, journal)
     link = connect(
         settings.fleet,
-        client_id=f"{settings.fleet.fleet}-{settings.id}",
+        client_id=topics.client_id(settings.id),
         will=last_will(topics, settings.id, boot=boot, software=software(), fingerprint=fingerprint),
         data_capacity=DATA_CAPACITY,
         outbound_capacity=OUTBOUND_CAPACITY,

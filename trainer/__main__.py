@@ -50,7 +50,7 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
     progress = fresh_run() if saved is None else restore(saved, state)
     link = connect(
         fleet,
-        client_id=f"{fleet.fleet}-trainer",
+        client_id=topics.client_id("_trainer"),
         will=TrainerPresence.will(topics, boot=boot, fingerprint=fingerprint),
         data_capacity=DATA_CAPACITY,
         outbound_capacity=OUTBOUND_CAPACITY,

@@ -184,7 +184,7 @@ def learn(
     boot = new_boot()
     link = connect(
         fleet,
-        client_id=f"{fleet.fleet}-policy-{boot[:8]}",
+        client_id=topics.client_id(f"_policy-{boot[:8]}"),
         will=None,
         data_capacity=QUEUE,
         outbound_capacity=QUEUE,

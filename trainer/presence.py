@@ -63,11 +63,8 @@ def retained_version(link: Link, topics: Topics, *, boot: str, presence: Trainer
         incoming = link.receive_control(POLL_S)
         if incoming is None:
             polls += 1
-            if polls % COMPLAIN_POLLS == 1 and not link.connected:
-                address = link.address
-                LOG.warning(
-                    "no broker at %s:%d (%s); trying on", address.host, address.port, link.counters().last_error
-                )
+            if polls % COMPLAIN_POLLS == (0 if link.connected else 1):
+                _complain(link, topics)
             continue
         try:
             if topics.parse(incoming.topic).kind is Kind.MANIFEST:
@@ -79,3 +76,16 @@ def retained_version(link: Link, topics: Topics, *, boot: str, presence: Trainer
     link.unsubscribe(topics.manifest())
     link.unsubscribe(topics.trainer_status())
     return version
+
+
+def _complain(link: Link, topics: Topics) -> None:
+    address = link.address
+    if not link.connected:
+        LOG.warning("no broker at %s:%d (%s); trying on", address.host, address.port, link.counters().last_error)
+        return
+    LOG.warning(
+        "%s:%d does not send back what was published: may this user write and read %s?",
+        address.host,
+        address.port,
+        topics.trainer_status(),
+    )

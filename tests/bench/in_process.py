@@ -16,6 +16,7 @@ from common import config
 from common.config_device import DeviceConfig
 from common.link import Link
 from common.link_queues import Incoming
+from common.topics import Topics
 from device import __main__ as device
 from tests.bench.in_process_link import MemoryBroker
 from trainer import __main__ as trainer
@@ -61,13 +62,15 @@ def run_in_process(
             raise FleetFailed(f"{client_id} did not connect within {READY_S:g} s")
         return thread
 
-    fleet = trainer_settings.fleet.fleet
-    server = guarded(lambda: trainer.train(trainer_settings, stop_trainer, connect=hub.open_link), f"{fleet}-trainer")
+    topics = Topics(trainer_settings.fleet.fleet)
+    server = guarded(
+        lambda: trainer.train(trainer_settings, stop_trainer, connect=hub.open_link), topics.client_id("_trainer")
+    )
     threads = []
     for name, path in files.devices.items():
         settings = config.load_device(path)
         work = _device(settings, stop_devices, hub, turn, (meddle or {}).get(name, _as_it_is))
-        threads.append(guarded(work, f"{fleet}-{name}"))
+        threads.append(guarded(work, topics.client_id(name)))
     for thread in threads:
         thread.join(LONGEST_S)
     stop_trainer.set()

@@ -436,3 +436,14 @@ def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=path.name):
             Link(url="mqtts://127.0.0.1", client_id="x", is_data=data_topic, tls=Tls(ca=path))
     assert Tls().context().verify_mode == ssl.CERT_REQUIRED
+
+
+def test_a_message_larger_than_asked_for_stays_at_an_mqtt_5_broker(links: Links) -> None:
+    small = links.make("small", "data/#", max_message_bytes=10_000)
+    sender = links.make("sender")
+    sender.publish("data/large", bytes(20_000), qos=1)
+    sender.publish("data/fits", bytes(10_000), qos=1)
+    first = small.receive(SOON_S)
+    assert first is not None
+    assert first.topic == ("data/fits" if small.protocol == "5" else "data/large")
+    assert small.counters().last_error is None

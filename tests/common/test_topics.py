@@ -116,3 +116,8 @@ def test_the_filters_cover_the_topics_they_are_for() -> None:
 def test_a_filter_for_what_devices_do_not_have_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="no topic of a device"):
         TOPICS.every_device(kind)
+
+
+def test_no_two_members_of_any_fleets_have_one_name_at_the_broker() -> None:
+    assert Topics("home").client_id("test-pi") != Topics("home-test").client_id("pi")
+    assert Topics("home").client_id("trainer") != Topics("home").client_id("_trainer")
