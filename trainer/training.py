@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -23,6 +24,7 @@ from trainer.screening import Screening
 from trainer.server_step import ServerResult, ServerStep
 from trainer.weights import WeightsLedger
 
+LOG = logging.getLogger(__name__)
 ERROR_STRIDE = 8  # the quantisation error of every eighth gradient tells as much as that of all
 
 
@@ -61,6 +63,7 @@ class Training:
         self._learning_rate_at = learning_rate_at
         self._device_rate = device_rate
         self._embedding_ms_p95 = embedding_ms_p95
+        self._unsayable: set[str] = set()  # devices with a gradient that the codec could not say: told once
         self.steps = steps
         self.windows = windows
 
@@ -88,8 +91,7 @@ class Training:
     def _answer(self, batch: Sequence[Part], result: ServerResult, learning_rate: float, asking: set[str]) -> float:
         """Publish every gradient; returns the mean relative error of the quantisation of some of them.
 
-        A part that came as sound is acknowledged without one: there is nobody behind it who could learn from it. One
-        whose gradient the codec cannot say, which fp16 cannot beyond 65504, is answered so: it was counted, no more.
+        A part that came as sound is acknowledged without one: there is nobody behind it who could learn from it.
 
         All are encoded before the first is published: from then on the network thread, and soon the answering thread
         with the next step's parts, want the interpreter as well, and small operations suffer most from sharing it.
@@ -97,28 +99,33 @@ class Training:
         encoded = [self._encode(part, gradient) for part, gradient in zip(batch, result.gradients, strict=True)]
         errors = [
             quantisation_error(gradient, decode(tensor))
-            for gradient, (tensor, _) in islice(zip(result.gradients, encoded, strict=True), 0, None, ERROR_STRIDE)
+            for gradient, tensor in islice(zip(result.gradients, encoded, strict=True), 0, None, ERROR_STRIDE)
             if tensor is not None
         ]
         losses = result.terms.per_window.tolist()
         answers = [
-            self._message(
-                part, "rejected" if reason else "ok", reason, loss, learning_rate, part.device in asking, tensor
-            )
-            for part, loss, (tensor, reason) in zip(batch, losses, encoded, strict=True)
+            self._message(part, "ok", "", loss, learning_rate, part.device in asking, tensor)
+            for part, loss, tensor in zip(batch, losses, encoded, strict=True)
         ]
         for part, answer in zip(batch, answers, strict=True):
             self._link.publish(self._topics.gradient(part.device), answer)
         return sum(errors) / len(errors) if errors else 0.0
 
-    def _encode(self, part: Part, gradient: torch.Tensor) -> tuple[EncodedTensor | None, str]:
-        """A part's gradient as it travels; or none, and why, unless the part came as sound."""
+    def _encode(self, part: Part, gradient: torch.Tensor) -> EncodedTensor | None:
+        """A part's gradient as it travels; None for one that came as sound.
+
+        Where the codec cannot say it, and fp16 cannot beyond 65504, there is nothing to learn from the part: zeros. It
+        is not rejected, because in such an answer a device does not hear that its change is asked for.
+        """
         if part.cut == BEFORE_STEM:
-            return None, ""
+            return None
         try:
-            return encode(gradient, self._gradient_codec, self._rounding), ""
+            return encode(gradient, self._gradient_codec, self._rounding)
         except ValueError as error:
-            return None, f"gradient: {error}"
+            if part.device not in self._unsayable:
+                LOG.warning("%s learns nothing from a part, its gradient cannot be sent: %s", part.device, error)
+                self._unsayable.add(part.device)
+            return encode(torch.zeros_like(gradient), self._gradient_codec, self._rounding)
 
     def refuse(self, part: Part, refusal: Refusal) -> None:
         """Tell a device why its part was not computed with."""
