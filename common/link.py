@@ -23,8 +23,8 @@ class Link:
     """A connection to the broker that comes back by itself.
 
     ``is_data(topic)`` decides between the bounded data queue and the control queue. ``will`` is published, retained,
-    when this end dies without ``stop``. An MQTT 5 broker is asked to keep payloads of more than ``max_message_bytes`` to
-    itself: what nobody would read must not fill this end's memory. What ``is_data`` raises breaks the link: it comes
+    when this end dies without ``stop``. An MQTT 5 broker is asked to keep payloads of more than ``max_message_bytes``
+    to itself: what nobody would read must not fill this end's memory. What ``is_data`` raises breaks the link: it comes
     out of the next ``receive`` or ``publish`` as LinkBroken. Raises ConfigError for a URL or TLS files that cannot be
     used.
     """

@@ -225,24 +225,6 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(1e3 * seconds, 2)
 
 
-def _part(exchange: Exchange, part: int) -> dict[str, object]:
-    """One part of a step: its window, and milliseconds from that window's end."""
-    sent = exchange.sent[part]
-    applied_s = exchange.applied_s if part in exchange.gradients else None
-    return {
-        "window": sent.window,
-        "cut": sent.cut,
-        "bytes": sent.size_bytes,
-        "sent_ms": _ms(sent.sent_s - sent.closed_s),
-        "embedding_ms": _ms(exchange.embedding_s.get(part)),
-        "applied_ms": _ms(None if applied_s is None else applied_s - sent.closed_s),
-    }
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(1e3 * seconds, 2)
-
-
 def _is_torn(path: Path) -> bool:
     """Whether the last line was cut short by a kill or a power cut: what follows must not be glued to it."""
     if not path.exists() or path.stat().st_size == 0:

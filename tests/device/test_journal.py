@@ -123,10 +123,11 @@ def test_a_full_disk_ends_the_record_and_not_the_device(tmp_path: Path, caplog: 
 
 def test_without_any_other_line_the_windows_are_written_after_some_hundred(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "steps.jsonl")
+    full = []
     for index in range(MOST_TAKEN):
-        assert not journal.full
         journal.window(index, "kept", own_s=None, waiting=0)
-    assert journal.full
+        full.append(journal.full)
+    assert full == [False] * (MOST_TAKEN - 1) + [True]
     journal.windows(counters=COUNTERS)
     assert not journal.full
     line = lines(tmp_path / "steps.jsonl")[-1]
