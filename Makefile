@@ -1,5 +1,6 @@
 # make demo    set up .venv and run a fleet here (ARGS="--devices 8 --data DIR" is handed on)
 # make test    set up .venv with the development tools and run every test
+# make setup   set up .venv and run nothing (EXTRAS=microphone adds the sound card)
 # make check   format, lint and types
 # make clean   remove .venv and the tools' caches
 #
@@ -7,7 +8,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo setup test check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +20,7 @@ TORCH := $(shell sed -n 's/^ *"torch==\([0-9.]*\)",$$/\1/p' pyproject.toml)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PATHS := common device trainer broker streamsplit.py tests
 ARGS ?=
+EXTRAS ?=
 PYTEST_ARGS ?=
 CUDA ?=
 
@@ -27,6 +29,9 @@ help:
 
 demo: $(VENV)/.ready
 	$(BIN)/streamsplit demo $(ARGS)
+
+setup: $(VENV)/.ready
+	@[ -z "$(EXTRAS)" ] || $(PIP) install --quiet --prefer-binary --editable '.[$(EXTRAS)]'
 
 # Two workers for two cores: most tests wait for processes and sockets. One torch thread each, or they fight.
 test: $(VENV)/.ready-development

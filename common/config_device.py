@@ -191,7 +191,12 @@ class DeviceConfig(Settings):
     local_sw_weight: Number = Field(
         default=0.0, ge=0, le=1000, description="Weight of the sliced-Wasserstein term in local steps (no unit)."
     )
-    telemetry_every_steps: int = Field(default=1, ge=1, le=10_000, description="Steps between two telemetry messages.")
+    telemetry_every_steps: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="Steps between two telemetry messages; in real time one comes at least every 8 windows.",
+    )
     baseline_raw_audio: bool = Field(
         default=False,
         validate_default=True,

@@ -117,6 +117,8 @@ def _bounds(field: FieldInfo) -> str:
             low = f" above {note.gt}"
         elif isinstance(note, annotated_types.Le):
             high = f" to {note.le}"
+        elif isinstance(note, annotated_types.Lt):
+            high = f" to below {note.lt}"
         elif isinstance(note, annotated_types.MaxLen):
             high = f" of at most {note.max_length} characters"
         elif isinstance(note, annotated_types.MinLen):
