@@ -91,7 +91,7 @@ def build_loop(settings: DeviceConfig, around: Surroundings) -> DeviceLoop:
     views = views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed))
     intake = Intake(around.source, views, ambiguity, compute, journal.totals, pace)
     edge_learner = _edge_learner(settings, encoder, optimizers, mixture)
-    senses = _senses(settings, around, encoder, mailbox, replica)
+    senses = _senses(settings, around, encoder, mailbox, replica, intake)
     return DeviceLoop(
         pace=pace,
         link=link,
@@ -255,7 +255,12 @@ def _sending(settings: DeviceConfig, ambiguity: Ambiguity, mixture: MixtureMemor
 
 
 def _senses(
-    settings: DeviceConfig, around: Surroundings, encoder: Encoder, mailbox: Mailbox, replica: Replica
+    settings: DeviceConfig,
+    around: Surroundings,
+    encoder: Encoder,
+    mailbox: Mailbox,
+    replica: Replica,
+    intake: Intake,
 ) -> Senses:
     return Senses(
         device=around.device,
@@ -264,6 +269,7 @@ def _senses(
         link=around.link,
         topics=around.topics,
         source=around.source,
+        waiting=lambda: intake.waiting,
         mailbox=mailbox,
         replica=replica,
         journal=around.journal,

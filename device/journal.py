@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -61,7 +62,8 @@ class Journal:
         self._path = path
         self._torn = _is_torn(path)  # the last line is not whole: the next begins a new one
         self._refused = False
-        self._open()
+        self._file: FileIO | None = None  # opened by the first line: even that a full disk may refuse
+        self._size = 0
         self._lock = threading.Lock()
         self._process = psutil.Process()
         self._windows: list[list[object]] = []
@@ -139,7 +141,8 @@ class Journal:
             local=self.totals.local,
             **self._so_far(counters),
         )
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def window(self, index: int, fate: Fate, *, own_s: float | None, waiting: int) -> None:
         """A window was dealt with: sent at a cut, or not; it stands in the next line.
@@ -192,19 +195,22 @@ class Journal:
                 self._refused = True
 
     def _append(self, line: bytes) -> None:
-        if self._size > LARGEST_BYTES:
+        if self._file is not None and self._size > LARGEST_BYTES:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
             self._file.close()
-            self._open()
+            self._file, self._torn = None, False
+        file = self._opened()
         whole = b"\n" + line if self._torn else line
-        written = self._file.write(whole) or 0
+        written = file.write(whole) or 0
         self._size += written
         self._torn = written < len(whole)
         self._refused = self._torn
 
-    def _open(self) -> None:
-        self._file = self._path.open("ab", buffering=0)  # a buffer would keep what the disk refused, and fail again
-        self._size = self._path.stat().st_size
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)  # a buffer would keep what the disk refused, and fail again
+            self._size = self._path.stat().st_size
+        return self._file
 
 
 def _part(exchange: Exchange, part: int) -> dict[str, object]:

@@ -40,7 +40,8 @@ class MixtureReplica:
         self._arrived: tuple[str, bytes] | None = None
         self._wanted: str | None = None  # digest in the newest manifest
         self._run = ""  # of the newest manifest
-        self._held: tuple[str, str] = ("", "")  # run and digest of the mixture that this one was made from
+        # Run in which it learned, and digest of the mixture that it was made from; "" where there was none.
+        self._held: tuple[str, str] = ("", "")
         self._tally = Tally(*mixture.means.shape)
         self._seq = 0
 
@@ -76,7 +77,7 @@ class MixtureReplica:
         Raises:
             MessageError: bytes that match their digest but are no mixture of this size.
         """
-        if self._run and self._held[0] not in ("", self._run):
+        if self._run and self._held[0] != self._run:
             self._forget()
         if self._arrived is None or self._arrived[0] != self._wanted:
             return False
@@ -88,10 +89,10 @@ class MixtureReplica:
         return True
 
     def _forget(self) -> None:
-        """The projections of another run say nothing in this one."""
+        """The projections of another run, or of none, say nothing in this one; what is heard from now on does."""
         self.mixture.take_over(self._fresh)
         self._tally.take()
-        self._held = ("", "")
+        self._held = (self._run, "")
 
     def hear(self, z: Tensor) -> None:
         """Learn from the projections ``[N, d]`` of a local step."""
@@ -118,12 +119,15 @@ class MixtureReplica:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, hashlib.sha256(body).digest() + body)
 
-    def load(self) -> bool:
+    def load(self, *, run: str = "") -> bool:
         """Start from the disk, if it holds a mixture of this configuration.
+
+        ``run``: of the weights beside it, where no mixture of a fleet says more.
 
         Raises:
             MessageError: the file is damaged.
         """
+        self._held = (run, "")
         if not self._path.exists():
             return False
         raw = self._path.read_bytes()
@@ -133,5 +137,6 @@ class MixtureReplica:
         if content.get("file") != FILE_VERSION or content["fingerprint"] != self._fingerprint:
             return False
         self.mixture.take_over(unpack_state(content["state"], {k: v.shape for k, v in self._fresh.items()}))
-        self._held = tuple(content["held"])
+        held_run, name = content["held"]
+        self._held = (held_run or run, name)
         return True

@@ -40,6 +40,7 @@ class Senses:
         link: Link,
         topics: Topics,
         source: Source,
+        waiting: Callable[[], int],
         mailbox: Mailbox,
         replica: Replica,
         journal: Journal,
@@ -55,6 +56,8 @@ class Senses:
     ) -> None:
         """``steady_link``: (uplink_mbps, round_trip_ms); with it decisions rest on them and on nothing measured.
 
+        ``waiting``: how many windows have closed and were not dealt with, those looked at ahead among them. Decisions
+        go by the source alone: what a step that is waited for holds up is no sign that the device labours.
         ``forward_ms``: one window through the whole encoder on this device when idle; None: not known.
         ``follows_all``: blocks beyond the cut follow every version as well.
         """
@@ -68,6 +71,7 @@ class Senses:
         self._depth = depth
         self._link = link
         self._source = source
+        self._waiting = waiting
         self._mailbox = mailbox
         self._replica = replica
         self._journal = journal
@@ -236,7 +240,7 @@ class Senses:
             uplink_mbps=self._estimate.uplink_mbps,
             round_trip_ms=self._estimate.round_trip_ms,
             battery=self._resources.battery,
-            queue_depth=self._source.waiting,
+            queue_depth=self._waiting(),
             windows_dropped=self._source.dropped,
             messages_dropped=counters.dropped_in + counters.dropped_out,
             energy_joules=energy.joules,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from common import messages, weights_file
+from common.atomic_file import SUFFIX
 from common.change_blob import State
 from common.chunks import split
 from common.codec import digest
@@ -170,8 +172,9 @@ class WeightsExchange:
             self._mixture.save()
         except OSError as error:
             LOG.warning("%s: what was learned is not kept: %s", self._path.parent, error.strerror)
-            return
-        self._saved_version = self._replica.version
+            with contextlib.suppress(OSError):  # what a full disk did take is room for others
+                self._path.with_name(self._path.name + SUFFIX).unlink(missing_ok=True)
+        self._saved_version = self._replica.version  # also where it was not: the next try is as seldom
 
     def load(self) -> bool:
         """Start from the disk, if it holds weights of this configuration.
@@ -183,5 +186,5 @@ class WeightsExchange:
         if stored is None:
             return False
         self._replica.restore(stored)
-        self._mixture.load()
+        self._mixture.load(run=stored.run)
         return True

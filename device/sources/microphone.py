@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError
 from common.log_mel import SAMPLE_RATE_HZ
-from device.sources.card import ALSA_CARDS, Block, Capture, Card, import_sounddevice, input_cards, matching
+from device.sources.card import ALSA_CARDS, BLOCK_S, Block, Capture, Card, import_sounddevice, input_cards, matching
 from device.sources.resampler import StreamResampler
 from device.windows import CONTEXT_S, WINDOW_S, LiveWindows, SourceState, Window
 
 # One step of 16-bit samples: what never moves further is a muted or missing microphone, not a quiet room.
 DIGITAL_SILENCE = 1.5 / 32_768
+
+# Blocks that are taken when the time is up, three windows' worth: whoever asks often falls behind with no timeout at
+# all, and where blocks come faster than they are taken it still returns.
+MOST_LATE_BLOCKS = round(3.0 * WINDOW_S / BLOCK_S)
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ class MicrophoneSource:
     def next_window(self, timeout_s: float) -> Window | None:
         """The next window that closes within `timeout_s`; None otherwise, and while there is no audio."""
         end_s = self._clock() + timeout_s
+        late = 0
         while True:
             window = self._windows.pop()
             if window is not None:
@@ -100,6 +105,9 @@ class MicrophoneSource:
             block = self._next_block(left_s)
             if block is not None:
                 self._take(block)
+                late += left_s <= 0.0
+                if late >= MOST_LATE_BLOCKS:
+                    return self._windows.pop()
                 continue
             self._check_card()
             if left_s <= 0.0:

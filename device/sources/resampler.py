@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,11 +11,17 @@ from numpy.typing import NDArray
 from torchaudio.transforms import Resample
 
 
+@cache
+def _filter(from_hz: int, to_hz: int) -> Resample:
+    """Made once: on a small board that takes longer than a block lasts, and every gap begins a new stream."""
+    return Resample(from_hz, to_hz)
+
+
 class StreamResampler:
     """Gives the samples that resampling all of the stream at once would give; holds back a few milliseconds for it."""
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
-        self._resample = Resample(from_hz, to_hz) if from_hz != to_hz else None
+        self._resample = _filter(from_hz, to_hz) if from_hz != to_hz else None
         shared = math.gcd(from_hz, to_hz)
         # The smallest number of samples at which both rates meet again, so that the filter's phase is the same there.
         self._unit_in, self._unit_out = from_hz // shared, to_hz // shared

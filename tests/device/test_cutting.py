@@ -85,13 +85,15 @@ class Device:
             fingerprint=FINGERPRINT,
             path=path / "weights.bin",
         )
-        senses = Senses(
+        self.waiting = 0
+        self.senses = Senses(
             device="pi",
             boot=BOOT,
             depth=encoder.depth,
             link=link,
             topics=TOPICS,
             source=Source(0),
+            waiting=lambda: self.waiting,
             mailbox=self.mailbox,
             replica=self.replica,
             journal=self.journal,
@@ -118,7 +120,7 @@ class Device:
         self.optimizers = BlockOptimizers(encoder, kind="sgd", weight_decay=0.0, warmup_steps=0)
         self.cutting = Cutting(
             self.wish,
-            senses,
+            self.senses,
             contact,
             self.mailbox,
             self.replica,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,19 @@ def test_a_full_disk_ends_the_record_and_not_the_device(tmp_path: Path, caplog: 
         journal.local_step(windows=8, loss=1.0, counters=COUNTERS)
     assert len(caplog.records) == 1
     assert "nothing is recorded" in caplog.text
+
+
+def test_a_record_that_could_not_be_begun_is_begun_when_there_is_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "open", full)
+        journal = Journal(tmp_path / "steps.jsonl")
+    journal.local_step(windows=8, loss=1.0, counters=COUNTERS)
+    assert [line["kind"] for line in lines(tmp_path / "steps.jsonl")] == ["local"]
 
 
 def test_without_any_other_line_the_windows_are_written_after_some_hundred(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from torchaudio.functional import resample
+from torchaudio.transforms import Resample
 
 from common.errors import ConfigError
-from device.sources import microphone
+from device.sources import microphone, resampler
 from device.sources.card import BLOCK_S, input_cards, matching
 from device.sources.microphone import MicrophoneSource, level_line
 from device.sources.resampler import StreamResampler
@@ -434,7 +435,35 @@ def test_a_start_of_the_sound_library_that_failed_is_tried_again(tmp_path: Path)
 
     sounddevice = Fails(KITCHEN)
     source = _source(sounddevice, tmp_path, retry_s=1.0)
-    for _ in range(3):
-        assert source.next_window(0.0) is None
-        sounddevice.now_s += 1.0
+    assert source.next_window(0.0) is None
+    assert not sounddevice.streams
+    sounddevice.wait(1.0)
+    source.next_window(0.0)
     assert len(sounddevice.streams) == 1
+
+
+def test_no_more_than_a_few_windows_are_gone_through_once_the_time_is_up(tmp_path: Path) -> None:
+    sounddevice = FakeSounddevice(KITCHEN)
+    source = _source(sounddevice, tmp_path, no_audio_s=1.0)
+    source.next_window(0.0)
+    sounddevice.play(np.zeros(2 * 16_000, dtype=np.float32))
+    _drain(source)
+    sounddevice.play(np.zeros(6 * 16_000, dtype=np.float32))
+    calls = 0
+    while source.waiting:
+        assert source.next_window(0.0) is None
+        calls += 1
+    assert calls > 1
+
+
+def test_a_gap_does_not_make_the_resamplers_filter_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def counted(from_hz: int, to_hz: int) -> Resample:
+        made.append((from_hz, to_hz))
+        return Resample(from_hz, to_hz)
+
+    monkeypatch.setattr(resampler, "Resample", counted)
+    for _ in range(3):
+        StreamResampler(12_000, 16_000)
+    assert made == [(12_000, 16_000)]

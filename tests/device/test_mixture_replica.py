@@ -153,6 +153,40 @@ def test_another_run_says_nothing_in_the_words_of_the_one_before(tmp_path: Path)
     assert device.apply()
 
 
+def test_what_was_heard_before_there_was_a_fleet_says_nothing_in_it(tmp_path: Path) -> None:
+    device = replica(tmp_path)
+    device.hear(draw(200, 1))
+    device.hear(draw(8, 2))
+    device.offer_manifest(Published().manifest())
+    assert not device.apply(), "that fleet has no mixture yet"
+    assert not device.mixture.started
+    assert device.statistics() is None
+
+
+def test_what_is_heard_in_a_fleet_without_a_mixture_is_kept_also_over_a_restart(tmp_path: Path) -> None:
+    fleet, device = Published(), replica(tmp_path)
+    device.offer_manifest(fleet.manifest())
+    device.apply()
+    device.hear(draw(200, 1))
+    device.apply()
+    assert device.mixture.started
+    device.save()
+    again = replica(tmp_path)
+    assert again.load()
+    again.offer_manifest(fleet.manifest())
+    again.apply()
+    assert again.mixture.started
+
+
+def test_what_is_heard_without_the_link_belongs_to_the_run_of_the_weights_beside_it(tmp_path: Path) -> None:
+    fleet, device = Published(), replica(tmp_path)
+    assert not device.load(run=fleet.run)
+    device.hear(draw(200, 1))
+    device.offer_manifest(fleet.manifest())
+    device.apply()
+    assert device.mixture.started
+
+
 def test_a_file_of_another_configuration_is_passed_over_and_a_damaged_one_is_said(tmp_path: Path) -> None:
     device = replica(tmp_path)
     assert not device.load()
