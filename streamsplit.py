@@ -25,8 +25,6 @@ def _demo(argv: list[str]) -> int:
     except RunFailed as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 
@@ -124,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below; VERB --help says more")
     verb = parser.parse_args(arguments[:1]).verb
-    return VERBS[verb][0](arguments[1:])
+    try:
+        return VERBS[verb][0](arguments[1:])
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -40,12 +40,19 @@ def _until(ended: threading.Event, pid: int | None) -> int:
     return 0
 
 
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{port}: allowed are 0 to 65535")
+    return port
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
     parser.add_argument("--broker", default="auto", help='"auto", "embedded" or "mosquitto"')
     parser.add_argument("--host", default=LOOPBACK, help="the embedded broker takes loopback addresses only")
-    parser.add_argument("--port", type=int, default=1883, help="0 takes a free one")
+    parser.add_argument("--port", type=_port, default=1883, help="0 takes a free one")
     parser.add_argument("--directory", type=Path, default=None, help="where configuration and log go")
     arguments = parser.parse_args(argv)
     return run(choice=arguments.broker, host=arguments.host, port=arguments.port, directory=arguments.directory)

@@ -24,7 +24,7 @@ from common.config_fleet import FleetConfig
 from common.config_profile import Profile
 from common.config_reference import KeyRow, markdown, reference
 from common.config_trainer import TrainerConfig
-from common.config_types import PointsTo, Settings
+from common.config_types import PointsTo, Settings, unusable
 from common.errors import ConfigError
 from common.topics import PROTOCOL
 from common.yaml_tree import Document, Problem, read_document
@@ -199,14 +199,16 @@ def _pointed_path(note: PointsTo, value: object, directory: Path) -> Path | str:
     if note.kind == "profile":
         return _profile_path(value, directory)
     path = directory / value
-    return path if path.is_file() else f"no such file: {path}; allowed: {note.text}"
+    wrong = unusable(path)
+    return f"{wrong}; allowed: {note.text}" if wrong else path
 
 
 def _profile_path(name_or_path: str, directory: Path) -> Path | str:
     """The file of a profile, or what is wrong with the name."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         path = directory / name_or_path
-        return path if path.is_file() else f"no such file: {path}; allowed: path of a profile file"
+        wrong = unusable(path)
+        return f"{wrong}; allowed: path of a profile file" if wrong else path
     shipped = sorted(path.stem for path in PROFILES.glob("*.yaml"))
     if name_or_path in shipped:
         return PROFILES / f"{name_or_path}.yaml"

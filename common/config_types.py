@@ -57,9 +57,18 @@ def _path(value: Any, info: ValidationInfo) -> Any:
 
 
 def _file(value: Path) -> Path:
-    if not value.is_file():
-        raise refuse(f"no such file: {value}", "an existing file")
+    wrong = unusable(value)
+    if wrong:
+        raise refuse(wrong, "an existing file")
     return value
+
+
+def unusable(path: Path) -> str | None:
+    """Why this is no file to read, or None; a folder that may not be entered is said in the system's words."""
+    try:
+        return None if path.is_file() else f"no such file: {path}"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
 
 
 def _identity(value: str) -> str:

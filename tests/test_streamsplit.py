@@ -41,6 +41,23 @@ def test_an_unknown_verb_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
     assert "plan-cuts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_that_does_not_exist_is_a_usage_error(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        streamsplit.main(["broker", f"--port={port}"])
+    assert done.value.code == 2
+    assert f"{port}: allowed are 0 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", streamsplit.VERBS)
+def test_every_verb_ends_at_ctrl_c_without_a_traceback(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(streamsplit.VERBS, verb, (interrupted, ""))
+    assert streamsplit.main([verb]) == 130
+
+
 def test_plan_cuts_prints_a_line_for_every_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert streamsplit.main(["plan-cuts"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -326,6 +326,14 @@ def test_a_device_carries_its_profile(tmp_path: Path) -> None:
     assert device.profile == load_profile("raspberry-pi-5")
 
 
+@pytest.mark.parametrize("key", ["fleet", "profile", "emulate_conditions"])
+def test_a_file_that_the_system_will_not_look_at_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
+    write(tmp_path, "fleet.yaml", FLEET)
+    path = write(tmp_path, "device.yaml", DEVICE | {key: "x" * 300 + ".yaml"})
+    with pytest.raises(ConfigError, match=rf"device\.yaml:\d+: {key}"):
+        load_device(path)
+
+
 # --- fingerprint, password, reference, command line
 
 
