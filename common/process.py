@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Protocol
 
 from common.config import EXIT_CONFIG, read_password
@@ -30,6 +32,20 @@ def software() -> str:
         return f"streamsplit {version('streamsplit')}"
     except PackageNotFoundError:
         return "streamsplit"
+
+
+def prepare_state(folder: Path) -> None:
+    """Make the folder of a process's state, before anything is started that would be in vain.
+
+    Raises:
+        ConfigError: it cannot be made, or nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"state_directory {folder}: {error.strerror}; allowed: a folder to write in") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"state_directory {folder}: nothing may be written there; allowed: a folder to write in")
 
 
 def new_boot() -> str:

@@ -13,7 +13,16 @@ import torch
 from common import config
 from common.config_device import DeviceConfig
 from common.errors import ConfigError
-from common.process import EXIT_UNAVAILABLE, LinkOpener, new_boot, open_link, run_process, software, stop_on_signals
+from common.process import (
+    EXIT_UNAVAILABLE,
+    LinkOpener,
+    new_boot,
+    open_link,
+    prepare_state,
+    run_process,
+    software,
+    stop_on_signals,
+)
 from common.topics import Topics
 from device.assembly import build_loop, build_source
 from device.board import Board, conditions_player, play_link, play_speed
@@ -43,6 +52,7 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
     torch.set_num_threads(1)
     boot, fingerprint = new_boot(), config.fingerprint(settings.fleet)
     topics = Topics(settings.fleet.fleet)
+    prepare_state(settings.state_directory)
     source = build_source(settings)  # first: a folder that cannot be used is said before anything is started
     shaped, stretch = play_link(settings), play_speed(settings)
     journal = Journal(settings.state_directory / "steps.jsonl")

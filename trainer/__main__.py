@@ -14,7 +14,16 @@ import torch
 from common import config
 from common.config_trainer import TrainerConfig
 from common.errors import ConfigError
-from common.process import LinkOpener, keep_freed_memory, new_boot, open_link, run_process, software, stop_on_signals
+from common.process import (
+    LinkOpener,
+    keep_freed_memory,
+    new_boot,
+    open_link,
+    prepare_state,
+    run_process,
+    software,
+    stop_on_signals,
+)
 from common.topics import Topics
 from trainer import checkpoint
 from trainer.assembly import Surroundings, build_ledger, build_loop
@@ -39,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener = open_link) -> None:
     """Build every part from the settings and run the loop; ``connect`` opens its link."""
     compute = _compute(settings.compute)
+    prepare_state(settings.state_directory)
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     fleet = settings.fleet
