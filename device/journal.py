@@ -79,9 +79,6 @@ class Journal:
         self._write(
             kind="step",
             step=exchange.step,
-            window=self.totals.windows,
-            sent=self.totals.sent,
-            local=self.totals.local,
             result=result,
             reasons=sorted(exchange.reasons),
             cuts=dict(Counter(str(sent.cut) for sent in exchange.sent.values())),
@@ -99,9 +96,6 @@ class Journal:
         self.totals.local += windows
         self._write(
             kind="local",
-            window=self.totals.windows,
-            sent=self.totals.sent,
-            local=self.totals.local,
             windows=windows,
             loss=loss,
             **self._so_far(counters),
@@ -119,7 +113,6 @@ class Journal:
             round_trip_ms=message.round_trip_ms,
             uncertainty=message.uncertainty,
             queue=message.queue_depth,
-            window=self.totals.windows,
             **self._so_far(counters),
         )
 
@@ -136,9 +129,6 @@ class Journal:
         """The device stops by itself."""
         self._write(
             kind="end",
-            window=self.totals.windows,
-            sent=self.totals.sent,
-            local=self.totals.local,
             **self._so_far(counters),
         )
         if self._file is not None:
@@ -162,9 +152,6 @@ class Journal:
         """Write the windows since the last line; nothing else has happened."""
         self._write(
             kind="windows",
-            window=self.totals.windows,
-            sent=self.totals.sent,
-            local=self.totals.local,
             **self._so_far(counters),
         )
 
@@ -172,6 +159,9 @@ class Journal:
         windows, self._windows = self._windows, []
         waiting, self._least_waiting = self._least_waiting, None
         return {
+            "window": self.totals.windows,
+            "sent": self.totals.sent,
+            "local": self.totals.local,
             "taken": windows,
             "least_waiting": waiting,
             "windows_dropped": self.totals.windows_dropped,
