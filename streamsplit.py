@@ -34,6 +34,12 @@ def _broker(argv: list[str]) -> int:
     return run_broker(argv)
 
 
+def _broker_config(argv: list[str]) -> int:
+    from broker.configuration import main as write_configuration
+
+    return write_configuration(argv)
+
+
 def _trainer(argv: list[str]) -> int:
     from trainer.__main__ import main as run_trainer
 
@@ -100,6 +106,7 @@ def _refused(error: Exception) -> int:
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (_demo, "run a whole fleet on this machine and write a report"),
     "broker": (_broker, "run an MQTT broker in the foreground"),
+    "broker-config": (_broker_config, "write configuration and ACL of a Mosquitto for a deployed fleet"),
     "trainer": (_trainer, "run the trainer of a fleet"),
     "device": (_device, "run one device of a fleet"),
     "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),

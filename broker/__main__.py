@@ -49,7 +49,9 @@ def _port(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m broker", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="streamsplit broker", description="An MQTT broker in the foreground, until Ctrl-C."
+    )
     parser.add_argument("--broker", default="auto", help='"auto", "embedded" or "mosquitto"')
     parser.add_argument("--host", default=LOOPBACK, help="the embedded broker takes loopback addresses only")
     parser.add_argument("--port", type=_port, default=1883, help="0 takes a free one")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-import string
 import subprocess
 import time
-from importlib import resources
 from typing import IO, TYPE_CHECKING
 
 from broker.child import START_TIMEOUT_S, accepts, check_free, ended_at_exit, free_port
+from broker.configuration import for_development
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Start = Callable[[str, int], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]
 
 # Debian and Raspberry Pi OS keep it out of a user's PATH; the last two are Homebrew's.
 PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/local/opt/mosquitto/sbin")
@@ -33,8 +35,13 @@ def find() -> str | None:
 
 
 @contextlib.contextmanager
-def running(*, directory: Path, host: str, port: int | None) -> Iterator[tuple[int, int]]:
-    """A Mosquitto that accepts connections; yields (process id, port). Raises ConfigError where it cannot be had."""
+def running(
+    *, directory: Path, host: str, port: int | None, configuration: Callable[[str, int], str] = for_development
+) -> Iterator[tuple[int, int]]:
+    """A Mosquitto that accepts connections; yields (process id, port). Raises ConfigError where it cannot be had.
+
+    ``configuration`` makes the text of its file from address and port.
+    """
     program = find()
     if program is None:
         msg = f'no "mosquitto" on PATH or in {", ".join(PLACES)}: install it, or use the embedded broker'
@@ -42,32 +49,34 @@ def running(*, directory: Path, host: str, port: int | None) -> Iterator[tuple[i
     if port is not None:
         check_free(host, port)
     with contextlib.ExitStack() as cleanup:
-        process, port_used = _start(program, directory, host, port, cleanup)
+        start = functools.partial(_child, program, directory, configuration)
+        process, port_used = _start(start, directory / "mosquitto.log", host, port, cleanup)
         yield process.pid, port_used
 
 
 def _start(
-    program: str, directory: Path, host: str, port: int | None, cleanup: contextlib.ExitStack
+    start: Start, log: Path, host: str, port: int | None, cleanup: contextlib.ExitStack
 ) -> tuple[subprocess.Popen[bytes], int]:
     for _ in range(ATTEMPTS):
         port_used = port or free_port(host)
         with contextlib.ExitStack() as attempt:
-            process = attempt.enter_context(_child(program, directory, host, port_used))
-            if _ready(process, directory / "mosquitto.log", host, port_used):
+            process = attempt.enter_context(start(host, port_used))
+            if _ready(process, log, host, port_used):
                 cleanup.push(attempt.pop_all())
                 return process, port_used
-    log = (directory / "mosquitto.log").read_text(encoding="utf-8", errors="replace")
-    msg = f"mosquitto does not start on {host}:{port_used}: {log.strip() or 'it says nothing'}"
+    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    msg = f"mosquitto does not start on {host}:{port_used}: {said or 'it says nothing'}"
     raise ConfigError(msg)
 
 
 @contextlib.contextmanager
-def _child(program: str, directory: Path, host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    template = resources.files("broker").joinpath("mosquitto.conf").read_text(encoding="utf-8")
-    configuration = directory / "mosquitto.conf"
-    configuration.write_text(string.Template(template).substitute(host=host, port=port), encoding="utf-8")
+def _child(
+    program: str, directory: Path, configuration: Callable[[str, int], str], host: str, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    path = directory / "mosquitto.conf"
+    path.write_text(configuration(host, port), encoding="utf-8")
     with _watcher() as pipe, (directory / "mosquitto.log").open("wb") as log:
-        process = subprocess.Popen([program, "-c", str(configuration)], stdin=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen([program, "-c", str(path)], stdin=subprocess.DEVNULL, stderr=log)
         pipe.write(f"{process.pid}\n".encode())
         pipe.flush()
         with ended_at_exit(process):
