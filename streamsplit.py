@@ -11,12 +11,13 @@ def _demo(argv: list[str]) -> int:
     from broker.start import open_broker
     from common.config import EXIT_CONFIG
     from common.errors import ConfigError
+    from common.process import prepare_folder
     from trainer.demo import RunFailed, run
     from trainer.demo_options import parse
 
     try:
         options, choice = parse(argv)
-        options.out.mkdir(parents=True, exist_ok=True)
+        prepare_folder(options.out, "--out")
         with open_broker(choice, directory=options.out / "broker") as broker:
             run(options, broker_url=broker.url, broker_kind=broker.kind)
     except ConfigError as error:

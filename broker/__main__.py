@@ -13,7 +13,7 @@ from pathlib import Path
 from broker.start import CHOICES, LOOPBACK, open_broker
 from common.config import EXIT_CONFIG
 from common.errors import ConfigError
-from common.process import stop_on_signals
+from common.process import prepare_folder, stop_on_signals
 
 
 def run(*, choice: str = "auto", host: str = LOOPBACK, port: int = 1883, directory: Path | None = None) -> int:
@@ -24,6 +24,8 @@ def run(*, choice: str = "auto", host: str = LOOPBACK, port: int = 1883, directo
     ended = stop_on_signals()
     with tempfile.TemporaryDirectory(prefix="streamsplit-broker-") as scratch:
         try:
+            if directory is not None:
+                prepare_folder(directory, "--directory")
             with open_broker(choice, directory=directory or Path(scratch), port=port or None, host=host) as broker:
                 print(f"{broker.kind} broker at {broker.url} (no passwords: for development)", flush=True)
                 return _until(ended, broker.pid)

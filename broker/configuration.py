@@ -14,6 +14,7 @@ from common.config import EXIT_CONFIG, load_fleet
 from common.config_fleet import FleetConfig
 from common.errors import ConfigError
 from common.link_address import BrokerAddress
+from common.process import prepare_folder
 from common.topics import ROOT
 
 DEBIANS_DIRECTORY = "/etc/mosquitto"
@@ -85,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         fleet = load_fleet(arguments.fleet)
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        prepare_folder(arguments.out, "--out")
         _write(arguments.out / "streamsplit.conf", for_deployment(fleet, etc=arguments.etc))
         _write(
             arguments.out / "streamsplit.acl", access_list(fleet, trainer=arguments.trainer, policy=arguments.policy)
         )
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     return 0

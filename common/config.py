@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from common.config_device import DeviceConfig
 from common.config_errors import did_you_mean, explain
-from common.config_fleet import FleetConfig
+from common.config_fleet import SHARED_KEYS, FleetConfig
 from common.config_profile import Profile
 from common.config_reference import KeyRow, markdown, reference
 from common.config_trainer import TrainerConfig
@@ -107,16 +107,8 @@ def fingerprint_fields(config: FleetConfig) -> dict[str, Any]:
     """What both ends must share, by name, for a message in words."""
     from common.log_mel import describe
 
-    return {
-        "protocol": PROTOCOL,
-        "encoder": config.encoder,
-        "objective": config.objective,
-        "log_mel": describe(),
-        "parts_per_step": config.parts_per_step,
-        "optimizer": config.optimizer.kind,
-        "weights_codec": config.weights_codec,
-        "mode": config.mode,
-    }
+    shared = config.model_dump(mode="json", include=set(SHARED_KEYS))
+    return {"protocol": PROTOCOL, "log_mel": describe(), **shared}
 
 
 def fingerprint(config: FleetConfig) -> str:

@@ -25,6 +25,7 @@ from common.config_types import (
     as_tuple,
     refuse,
 )
+from common.link_address import BrokerAddress
 
 
 class SourceConfig(Settings):
@@ -129,7 +130,9 @@ class DeviceConfig(Settings):
         description="The board it is, or imitates: gives the energy model; null: unknown.",
     )
     emulate: bool = Field(
-        default=False, description="Imitate the profile's speed and link, so that one machine can play several boards."
+        default=False,
+        description="Imitate the profile's speed and link, so that one machine can play several boards; needs a "
+        "profile and a broker without TLS.",
     )
     measure_compute: bool = Field(
         default=True,
@@ -217,6 +220,18 @@ class DeviceConfig(Settings):
     @classmethod
     def _sound_is_permitted(cls, value: bool, info: ValidationInfo) -> bool:
         return permits_its_mode(value, info.data.get("fleet"))
+
+    @field_validator("emulate")
+    @classmethod
+    def _a_board_can_be_played(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and "profile" in info.data and info.data["profile"] is None:
+            raise refuse("no board to imitate", "only with a profile")
+        fleet = info.data.get("fleet")
+        if value and fleet is not None and BrokerAddress.parse(fleet.broker.url).secure:
+            raise refuse(
+                "a link with TLS cannot be played: it names the host it reaches", "only with an mqtt:// broker"
+            )
+        return value
 
     @field_validator("emulate_conditions")
     @classmethod

@@ -13,6 +13,11 @@ from common.link_address import BrokerAddress
 
 HEADS = {"hybrid": "mlp", "cola": "tanh", "clap": "mlp"}
 """The head that each objective trains: one of `common.encoder.HEADS`."""
+SHARED_KEYS = (
+    "encoder", "objective", "mode", "parts_per_step", "optimizer", "client_updates", "values_per_merge",
+    "weights_codec",
+)  # fmt: skip
+"""What must be the same at both ends, or they would train different things."""
 
 
 class BrokerConfig(Settings):

@@ -1,8 +1,8 @@
 """The queues on both sides of the link: pure, thread-safe, bounded, and tested without a broker.
 
 Inbound there are two: *data* (so many messages; drops its oldest) and *control* (the latest message of each topic, in
-the order in which those latest messages arrived, so a manifest follows its chunks). Of control messages the oldest are
-dropped only beyond ``CONTROL_BYTES`` unread: that much means that somebody floods us with topics. Drops are counted.
+the order in which those latest messages arrived, so a manifest follows its chunks). Beyond ``MOST_BYTES`` unread either
+drops its oldest: that much means that somebody floods us with topics or with giants. Drops are counted.
 Outbound there are four classes: single retained topics, data (QoS 0), acknowledged (QoS 1), and large retained sets.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # After this many messages of one class the next lower class gets a turn: a saturated link must not starve the weights.
 TURNS = 8
-CONTROL_BYTES = 128 * 2**20
+MOST_BYTES = 128 * 2**20
 ENTRY_BYTES = 512  # what an empty message costs in memory, roughly: a flood may consist of nothing else
 
 
@@ -51,14 +51,14 @@ class Outgoing:
 class InboundQueues:
     """Data and control messages waiting for the program. Any thread may put, take or wake."""
 
-    def __init__(self, data_capacity: int, control_bytes: int = CONTROL_BYTES) -> None:
+    def __init__(self, data_capacity: int, most_bytes: int = MOST_BYTES) -> None:
         if data_capacity < 1:
             msg = f"data_capacity must be at least 1, not {data_capacity}"
             raise ValueError(msg)
-        self._capacity, self._control_limit = data_capacity, control_bytes
+        self._capacity, self._most_bytes = data_capacity, most_bytes
         self._data: deque[Incoming] = deque()
         self._control: dict[str, Incoming] = {}
-        self._control_bytes = 0
+        self._data_bytes = self._control_bytes = 0
         self._changed = threading.Condition()
         self._woken = self._closed = False
         self._dropped = 0
@@ -71,10 +71,11 @@ class InboundQueues:
     def put_data(self, message: Incoming) -> None:
         """Append; a full queue drops its oldest."""
         with self._changed:
-            if len(self._data) >= self._capacity:
-                self._data.popleft()
-                self._dropped += 1
             self._data.append(message)
+            self._data_bytes += _held_bytes(message)
+            while len(self._data) > self._capacity or (self._data_bytes > self._most_bytes and len(self._data) > 1):
+                self._pop_data()
+                self._dropped += 1
             self._changed.notify_all()
 
     def put_control(self, message: Incoming) -> None:
@@ -84,7 +85,7 @@ class InboundQueues:
                 self._pop_control(message.topic)
             self._control[message.topic] = message
             self._control_bytes += _held_bytes(message)
-            while self._control_bytes > self._control_limit and len(self._control) > 1:
+            while self._control_bytes > self._most_bytes and len(self._control) > 1:
                 self._pop_control(next(iter(self._control)))
                 self._dropped += 1
             self._changed.notify_all()
@@ -125,12 +126,17 @@ class InboundQueues:
                 if self._control:
                     return self._pop_control(next(iter(self._control)))
                 if data and self._data:
-                    return self._data.popleft()
+                    return self._pop_data()
                 remaining_s = deadline_s - time.monotonic()
                 if self._woken or self._closed or remaining_s <= 0:
                     self._woken = False
                     return None
                 self._changed.wait(remaining_s)
+
+    def _pop_data(self) -> Incoming:
+        message = self._data.popleft()
+        self._data_bytes -= _held_bytes(message)
+        return message
 
     def _pop_control(self, topic: str) -> Incoming:
         message = self._control.pop(topic)

@@ -34,8 +34,8 @@ def software() -> str:
         return "streamsplit"
 
 
-def prepare_state(folder: Path) -> None:
-    """Make the folder of a process's state, before anything is started that would be in vain.
+def prepare_folder(folder: Path, key: str) -> None:
+    """Make a folder to write in, named by ``key`` of a file or command line, before anything is started in vain.
 
     Raises:
         ConfigError: it cannot be made, or nothing can be written in it.
@@ -43,9 +43,9 @@ def prepare_state(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"state_directory {folder}: {error.strerror}; allowed: a folder to write in") from error
+        raise ConfigError(f"{key} {folder}: {error.strerror}; allowed: a folder to write in") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"state_directory {folder}: nothing may be written there; allowed: a folder to write in")
+        raise ConfigError(f"{key} {folder}: nothing may be written there; allowed: a folder to write in")
 
 
 def new_boot() -> str:

@@ -17,7 +17,7 @@ from common.encoder import Encoder
 from common.errors import MessageError
 from common.split import block_state, load_block, names
 
-FILE_VERSION = 5
+FILE_VERSION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class StoredWeights:
 
     ``summed``: what was learned without moving the weights. ``local_windows``: on how many windows that were never sent
     the change was learned. ``sent``, oldest first: what of the change was published and may have been merged while the
-    device was away.
+    device was away. ``boot`` and ``seq``: the newest change published before this was written; a later one of that boot
+    held all of this.
     """
 
     run: str
@@ -49,6 +50,8 @@ class StoredWeights:
     local_windows: int = 0
     summed: dict[str, State] = field(default_factory=dict)
     sent: tuple[SentChange, ...] = ()
+    boot: str = ""
+    seq: int = 0
 
 
 def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
@@ -64,6 +67,8 @@ def write(path: Path, stored: StoredWeights, *, fingerprint: str) -> None:
             "summed": pack_blocks(stored.summed, "fp32"),
             "local_windows": stored.local_windows,
             "sent": [(one.boot, one.seq, pack_blocks(one.blocks, "fp32"), one.local_windows) for one in stored.sent],
+            "boot": stored.boot,
+            "seq": stored.seq,
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +94,17 @@ def read(path: Path, shapes: dict[str, State], *, fingerprint: str) -> StoredWei
         SentChange(boot, seq, unpack_blocks(blob, shapes), local_windows)
         for boot, seq, blob, local_windows in content["sent"]
     )
-    summed = unpack_blocks(content["summed"], shapes)
-    return StoredWeights(content["run"], content["version"], base, change, content["local_windows"], summed, sent)
+    return StoredWeights(
+        run=content["run"],
+        version=content["version"],
+        base=base,
+        change=change,
+        local_windows=content["local_windows"],
+        summed=unpack_blocks(content["summed"], shapes),
+        sent=sent,
+        boot=content["boot"],
+        seq=content["seq"],
+    )
 
 
 def restore_encoder(path: Path, encoder: Encoder, *, fingerprint: str) -> bool:

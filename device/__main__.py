@@ -18,7 +18,7 @@ from common.process import (
     LinkOpener,
     new_boot,
     open_link,
-    prepare_state,
+    prepare_folder,
     run_process,
     software,
     stop_on_signals,
@@ -52,7 +52,7 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
     torch.set_num_threads(1)
     boot, fingerprint = new_boot(), config.fingerprint(settings.fleet)
     topics = Topics(settings.fleet.fleet)
-    prepare_state(settings.state_directory)
+    prepare_folder(settings.state_directory, "state_directory")
     source = build_source(settings)  # first: a folder that cannot be used is said before anything is started
     shaped, stretch = play_link(settings), play_speed(settings)
     journal = Journal(settings.state_directory / "steps.jsonl")

@@ -41,12 +41,12 @@ class Board:
 
 
 def play_link(settings: DeviceConfig) -> ShapedLink | None:
-    """The profile's link in front of the broker, started; not for TLS, which names the host it reaches."""
-    address = BrokerAddress.parse(settings.fleet.broker.url)
-    if settings.profile is None or not settings.emulate or address.secure:
+    """The profile's link in front of the broker, started."""
+    if settings.profile is None or not settings.emulate:
         return None
     from device.shaped_link import ShapedLink  # only an emulated device needs it
 
+    address = BrokerAddress.parse(settings.fleet.broker.url)
     shaped = ShapedLink(
         address.host,
         address.port,
@@ -74,7 +74,7 @@ def play_speed(settings: DeviceConfig) -> ComputeStretch | None:
 def conditions_player(
     settings: DeviceConfig, shaped: ShapedLink | None, stretch: ComputeStretch | None, journal: Journal
 ) -> ConditionPlayer | None:
-    """Who plays what happens to the board; not where its link is not played (TLS).
+    """Who plays what happens to the board.
 
     Raises:
         ConfigError: the file of conditions cannot be used.

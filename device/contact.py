@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from common.config_fleet import SHARED_KEYS
 from common.errors import ConfigError
 from common.link import Link
 from common.topics import Topics
@@ -101,9 +102,8 @@ class Contact:
         other = self._mailbox.other_fingerprint
         if other is not None:
             raise ConfigError(
-                f"the trainer is configured otherwise (fingerprint {other[:12]}); encoder, objective, "
-                "front end, parts_per_step, optimizer kind, weights_codec and mode must be the same on both ends: "
-                "compare the fleet files"
+                f"the trainer is configured otherwise (fingerprint {other[:12]}); {', '.join(SHARED_KEYS)} and the "
+                "version of the program must be the same on both ends: compare the fleet files"
             )
 
     def await_version(self, exchange: Exchange, *, cut: int, target: int, timeout_s: float) -> None:

@@ -62,6 +62,7 @@ class Replica:
         self._summed: dict[str, State] = {}
         self._trained: set[str] = set()  # since the newest change was packed
         self._sent: OrderedDict[tuple[str, int], SentChange] = OrderedDict()  # by boot and seq
+        self._restored: SentChange | None = None  # all that came from the disk, until a manifest was applied
         self._manifest: Manifest | None = None
         self._applied: dict[str, str] = {}  # name -> digest in the version held
         self._seq = 0
@@ -188,6 +189,7 @@ class Replica:
         for name, base in self._base.items():
             load_block(self._encoder, name, base)
         self._sent.clear()
+        self._restored = None
         self._summed.clear()
         self._trained.clear()
         self.local_windows = 0
@@ -202,11 +204,19 @@ class Replica:
 
     def _take_merged(self, manifest: Manifest) -> dict[str, State]:
         merged = manifest.merged.get(self._device)
-        if merged is None or merged not in self._sent:
+        restored, self._restored = self._restored, None
+        if merged is None:
             return {}
-        sent = self._sent[merged]
-        while merged in self._sent:
-            self._sent.popitem(last=False)
+        if merged in self._sent:
+            sent = self._sent[merged]
+            while merged in self._sent:
+                self._sent.popitem(last=False)
+        elif restored is not None and merged[0] == restored.boot and merged[1] > restored.seq:
+            sent = restored  # the power failed after a change that the disk knows nothing of: it held all the disk has
+            for key in [key for key in self._sent if key[0] == restored.boot]:
+                del self._sent[key]
+        else:
+            return {}
         self.local_windows -= sent.local_windows
         return sent.blocks
 
@@ -303,6 +313,8 @@ class Replica:
             summed=dict(self._summed),
             local_windows=self.local_windows,
             sent=tuple(self._sent.values()),
+            boot=self._boot,
+            seq=self._seq,
         )
 
     def restore(self, stored: StoredWeights) -> None:
@@ -318,6 +330,9 @@ class Replica:
             self._remember(sent)
         self.local_windows = stored.local_windows
         self.run, self.version = stored.run, stored.version
+        self._restored = SentChange(
+            stored.boot, stored.seq, self._unsent(stored.change.keys() | stored.summed.keys()), stored.local_windows
+        )
 
 
 def _length(blocks: Mapping[str, State]) -> float:

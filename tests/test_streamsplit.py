@@ -95,3 +95,28 @@ def test_a_demonstration_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert done.returncode == 78
     assert "no audio" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--out"],
+        ["broker", "--port=0", "--directory"],
+        ["broker-config", "configs/fleet.yaml", "--out"],
+        ["train-policy", "--out"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_file_where_a_folder_is_to_be_is_refused_in_words(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert streamsplit.main([*arguments, str(tmp_path / "file")]) == 78
+    assert f"{arguments[-1]} {tmp_path / 'file'}: File exists; allowed: a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", streamsplit.VERBS)
+def test_usage_names_the_command_that_was_called(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        streamsplit.main([verb, "--no-such-option"])
+    assert f"usage: streamsplit {verb}" in capsys.readouterr().err

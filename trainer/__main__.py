@@ -19,7 +19,7 @@ from common.process import (
     keep_freed_memory,
     new_boot,
     open_link,
-    prepare_state,
+    prepare_folder,
     run_process,
     software,
     stop_on_signals,
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener = open_link) -> None:
     """Build every part from the settings and run the loop; ``connect`` opens its link."""
     compute = _compute(settings.compute)
-    prepare_state(settings.state_directory)
+    prepare_folder(settings.state_directory, "state_directory")
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     fleet = settings.fleet

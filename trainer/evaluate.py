@@ -168,7 +168,8 @@ def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int, esc10: 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="evaluate", description="Linear probe, 5-NN, precision@10 and more of a checkpoint on labelled recordings."
+        prog="streamsplit evaluate",
+        description="Linear probe, 5-NN, precision@10 and more of a checkpoint on labelled recordings.",
     )
     parser.add_argument("checkpoint", type=Path, help="a checkpoint file, or a folder of them (its newest)")
     parser.add_argument("--data", type=Path, required=True, help=DATA_HELP)

@@ -16,6 +16,7 @@ from rich.progress import Progress as ProgressBar
 from common.atomic_file import write_atomically
 from common.config import EXIT_CONFIG
 from common.errors import ConfigError
+from common.process import prepare_folder
 from trainer.link_traces import Split, read_split
 from trainer.policy_file import network_of, save_policy, to_message
 from trainer.policy_pretraining import Learned, Plan, Progress, before_updates, pretrain
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = replace(Plan(), rounds=given.rounds, updates=given.updates, min_cut=given.min_cut)
     weights = replace(RewardWeights(), uncertainty_weight=given.uncertainty_weight)
     try:
+        prepare_folder(given.out, "--out")
         tables = training_tables(given.encoder, given.compute, read_split())
     except (ConfigError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -62,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             report=report,
             advance=lambda: bar.advance(task),
         )
-    given.out.mkdir(parents=True, exist_ok=True)
     update = to_message(network_of(learned.model), version=1, encoder=given.encoder)
     save_policy(given.out / f"{given.encoder}.bin", update)
     about = summary(learned, curve, plan, weights, seed=given.seed, size_bytes=len(update.data))

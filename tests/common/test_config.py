@@ -326,6 +326,20 @@ def test_a_device_carries_its_profile(tmp_path: Path) -> None:
     assert device.profile == load_profile("raspberry-pi-5")
 
 
+@pytest.mark.parametrize(
+    ("url", "profile", "said"),
+    [
+        ("mqtt://127.0.0.1", None, r"device\.yaml:\d+: emulate: no board to imitate"),
+        ("mqtts://127.0.0.1", "raspberry-pi-5", r"device\.yaml:\d+: emulate: a link with TLS cannot be played"),
+    ],
+)
+def test_a_board_that_cannot_be_played_is_refused(tmp_path: Path, url: str, profile: str | None, said: str) -> None:
+    write(tmp_path, "fleet.yaml", merged(FLEET, {"broker": {"url": url}}))
+    path = write(tmp_path, "device.yaml", DEVICE | {"profile": profile, "emulate": True})
+    with pytest.raises(ConfigError, match=said):
+        load_device(path)
+
+
 @pytest.mark.parametrize("key", ["fleet", "profile", "emulate_conditions"])
 def test_a_file_that_the_system_will_not_look_at_is_refused_by_its_key(tmp_path: Path, key: str) -> None:
     write(tmp_path, "fleet.yaml", FLEET)
@@ -353,10 +367,14 @@ def test_the_fingerprint_depends_on_what_both_ends_share_and_on_nothing_else(tmp
         {"parts_per_step": 4},
         {"weights_codec": "fp32"},
         {"optimizer": {"kind": "sgd"}},
+        {"optimizer": {"weight_decay": 0.01}},
+        {"optimizer": {"warmup_steps": 3}},
+        {"client_updates": "averaged"},
+        {"values_per_merge": 1000},
         {"objective": "cola"},
         {"mode": "server-only"},
     ]
-    assert len({of(change) for change in [{}, *other]}) == 7
+    assert len({of(change) for change in [{}, *other]}) == 1 + len(other)
     fields = fingerprint_fields(load_fleet(write(tmp_path, "fleet.yaml", FLEET)))
     assert set(fields) == {
         "protocol",
@@ -365,6 +383,8 @@ def test_the_fingerprint_depends_on_what_both_ends_share_and_on_nothing_else(tmp
         "log_mel",
         "parts_per_step",
         "optimizer",
+        "client_updates",
+        "values_per_merge",
         "weights_codec",
         "mode",
     }

@@ -43,6 +43,30 @@ def test_data_keeps_the_newest_and_counts_the_rest(numbers: list[int], capacity:
     assert queues.dropped == len(numbers) - len(reference)
 
 
+@given(st.lists(st.integers(0, 3000), max_size=50), st.integers(1, 10))
+def test_of_giants_in_the_data_as_many_are_kept_as_fit_and_at_least_the_newest(sizes: list[int], capacity: int) -> None:
+    most = 4000
+    queues = InboundQueues(capacity, most_bytes=most)
+    for number, size in enumerate(sizes):
+        queues.put_data(Incoming(str(number), bytes(size), retained=False, received_s=0.0))
+    kept = 0
+    while kept < min(capacity, len(sizes)) and sum(held(*one) for one in newest(sizes, kept + 1)) <= most:
+        kept += 1
+    kept = max(kept, min(1, len(sizes)))
+    assert queues.depths() == (kept, 0)
+    assert queues.dropped == len(sizes) - kept
+    taken = [message.topic for _ in sizes if (message := queues.take(0.0)) is not None]
+    assert taken == [str(number) for number, _ in newest(sizes, kept)]
+
+
+def held(number: int, size: int) -> int:
+    return ENTRY_BYTES + len(str(number)) + size
+
+
+def newest(sizes: list[int], count: int) -> list[tuple[int, int]]:
+    return list(enumerate(sizes))[len(sizes) - count :]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers()), max_size=50))
 def test_control_keeps_the_latest_of_every_topic_in_the_order_those_arrived(pairs: list[tuple[str, int]]) -> None:
     queues = InboundQueues(1)
@@ -71,7 +95,7 @@ def test_who_takes_control_only_leaves_the_data() -> None:
 
 
 def test_a_flood_of_control_topics_drops_its_oldest_and_counts() -> None:
-    queues = InboundQueues(8, control_bytes=10 * (ENTRY_BYTES + 3))
+    queues = InboundQueues(8, most_bytes=10 * (ENTRY_BYTES + 3))
     for number in range(1000):
         queues.put_control(Incoming(f"{number:03}", b"", retained=False, received_s=0.0))
         queues.put_control(Incoming("same", b"", retained=False, received_s=0.0))
@@ -85,7 +109,7 @@ def test_a_flood_of_control_topics_drops_its_oldest_and_counts() -> None:
 
 
 def test_one_control_message_is_kept_however_large() -> None:
-    queues = InboundQueues(8, control_bytes=10)
+    queues = InboundQueues(8, most_bytes=10)
     queues.put_control(incoming("a", 1))
     queues.put_control(incoming("b", 2))
     assert queues.take(0.0) == incoming("b", 2)

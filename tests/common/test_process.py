@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from common.process import prepare_state
+from common.process import prepare_folder
 
 
 def test_a_state_directory_is_made_with_the_folders_above_it(tmp_path: Path) -> None:
-    prepare_state(tmp_path / "a" / "b")
-    prepare_state(tmp_path / "a" / "b")
+    prepare_folder(tmp_path / "a" / "b", "state_directory")
+    prepare_folder(tmp_path / "a" / "b", "state_directory")
     assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_a_file_in_the_way_of_a_state_directory_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"state_directory .*Not a directory; allowed: a folder to write in"):
-        prepare_state(tmp_path / "file" / "state")
+        prepare_folder(tmp_path / "file" / "state", "state_directory")
     with pytest.raises(ConfigError, match=r"state_directory .*File exists"):
-        prepare_state(tmp_path / "file")
+        prepare_folder(tmp_path / "file", "state_directory")

@@ -18,7 +18,7 @@ SHAPES: dict[str, State] = {name: block_state(ENCODER, name) for name in names(E
 def stored(version: int = 4) -> StoredWeights:
     learned = everywhere(ENCODER, 1 / 3, ["stem", "7"])
     sent = (SentChange("a" * 16, 2, {"7": learned["7"]}, 3), SentChange("a" * 16, 3, learned, 4))
-    return StoredWeights("run-1", version, SHAPES, learned, 5, everywhere(ENCODER, 0.25, ["stem"]), sent)
+    return StoredWeights("run-1", version, SHAPES, learned, 5, everywhere(ENCODER, 0.25, ["stem"]), sent, "c" * 16, 7)
 
 
 def assert_same(got: dict[str, State], wanted: dict[str, State]) -> None:

@@ -443,6 +443,44 @@ def test_whichever_of_two_changes_was_merged_while_the_device_was_away_counts_on
     assert again.replica.local_windows == (4, 0)[merged]
 
 
+@pytest.mark.parametrize("summed", [False, True])
+def test_what_was_published_and_merged_after_the_snapshot_does_not_count_twice(summed: bool) -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    learned = learn_summed if summed else Device.learn
+    learned(device, 0.25)
+    again = Device(boot="c" * 16)
+    again.replica.restore(device.replica.snapshot())
+    change = device.change()  # the disk knows nothing of it when the power fails
+    fleet.next(device.blocks_of(change), merged={"pi": (BOOT, change.seq)})
+    again.learn(0.5)
+    again.receive(fleet)
+    assert again.replica.apply(NEEDED)
+    for state in again.blocks_of(again.change()).values():
+        assert all(torch.allclose(value, torch.full_like(value, 0.5), atol=1e-3) for value in state.values())
+
+
+def learn_summed(device: Device, by: float) -> None:
+    give_gradients(device.encoder, -by, NEEDED)
+    device.replica.sum_up(NEEDED, 1.0)
+    device.replica.trained(NEEDED)
+
+
+def test_a_change_published_before_the_snapshot_leaves_what_came_after_it() -> None:
+    fleet, device = Published(), Device()
+    device.start(fleet)
+    device.learn(0.25)
+    first = device.change()
+    device.learn(0.5)
+    again = restarted(device)
+    for merged in (first.seq, first.seq):  # the second manifest names it again: nothing more is taken away
+        fleet.next(everywhere(fleet.encoder, 0.25, NEEDED), merged={"pi": (BOOT, merged)})
+        again.receive(fleet)
+        assert again.replica.apply(NEEDED)
+        for state in again.blocks_of(again.change()).values():
+            assert all(torch.allclose(value, torch.full_like(value, 0.5), atol=1e-3) for value in state.values())
+
+
 def test_a_restart_still_knows_on_how_many_windows_it_learned_alone() -> None:
     fleet, device = Published(), Device()
     device.start(fleet)
