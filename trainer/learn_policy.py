@@ -22,12 +22,13 @@ from common.link import Incoming, Link
 from common.messages import DeviceStatus, PolicyUpdate, Telemetry
 from common.process import LinkOpener, new_boot, open_link, run_process, stop_on_signals
 from common.topics import Kind, Topics
-from trainer.link_traces import read_split
+from trainer.link_traces import Split, read_split
 from trainer.policy_experience import Experience
 from trainer.policy_file import load_policy, save_policy, to_message
 from trainer.policy_learning import FleetLearner
 from trainer.policy_pretraining import Plan
 from trainer.reward import RewardWeights
+from trainer.simulated_costs import CutCosts, Tables
 from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
 
 LOG = logging.getLogger("policy")
@@ -150,6 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
+def judging_tables(costs: CutCosts, split: Split) -> list[Tables]:
+    """The training traces that a new policy is judged by, for every shipped board, whatever blocks it follows."""
+    boards = [shipped_board(name) for name in BOARDS]
+    return fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards, follows=(False, True))
+
+
 def learn(
     fleet: FleetConfig,
     stop: threading.Event,
@@ -169,13 +176,12 @@ def learn(
     update, network = load_policy(path, actions=costs.depth + 2)
     if update.encoder != fleet.encoder:
         raise ConfigError(f"{path}: a policy for {update.encoder}, the fleet's encoder is {fleet.encoder}")
-    split, weights, plan = read_split(), RewardWeights(), Plan()
-    boards = [shipped_board(name) for name in BOARDS]
+    weights = RewardWeights()
     topics = Topics(fleet.fleet)
     learner = FleetLearner(
         network,
-        fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards, follows=(False, True)),
-        min_cut=plan.min_cut,
+        judging_tables(costs, read_split()),
+        min_cut=Plan().min_cut,
         first_cut=SplitterConfig.model_fields["cut"].default,
         weights=weights,
         tolerance=tolerance,

@@ -51,14 +51,14 @@ class Experience:
 
     Args:
         parts_per_step: windows of a step in this fleet.
-        actions: how many the policy has; decisions among another number of them are dropped. None: not checked.
+        actions: how many the policy has; decisions among another number of them are dropped.
 
     Attributes:
         drawn: how many decisions wait from which a policy can learn.
         idle_watts: by device, what its board spends without computing; a device that is not named spends 0.
     """
 
-    def __init__(self, *, parts_per_step: int, weights: RewardWeights, actions: int | None = None) -> None:
+    def __init__(self, *, parts_per_step: int, weights: RewardWeights, actions: int) -> None:
         self._parts = parts_per_step
         self._actions = actions
         self._weights = weights
@@ -100,7 +100,7 @@ class Experience:
         return (
             telemetry.policy_version > 0
             and len(telemetry.observation) == len(OBSERVATION_NAMES)
-            and self._actions in (None, len(telemetry.mask))
+            and len(telemetry.mask) == self._actions
             and telemetry.log_prob >= LEAST_LOG_PROB
         )
 

@@ -15,7 +15,7 @@ from common.topics import Kind, Topics
 from tests.bench.in_process_link import MemoryBroker
 from tests.bench.policy import FIRST_CUT, MIN_CUT, WEIGHTS, by_network, returns
 from tests.bench.recovery_fleet import Fleet
-from trainer.learn_policy import JUDGED_BY, PolicyProcess
+from trainer.learn_policy import PolicyProcess, judging_tables
 from trainer.link_traces import Split, TraceKind
 from trainer.policy_experience import Experience
 from trainer.policy_file import to_message
@@ -92,12 +92,10 @@ class Trainer:
         self, link: Link, topics: Topics, *, learning: Learning, begin: PolicyUpdate, network: PolicyNetwork,
         split: Split, costs: CutCosts, path: Path, seed: int,
     ) -> None:  # fmt: skip
-        shipped = [shipped_board(name) for name in BOARDS]
-        tables = fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=shipped)
         self._link = link
         self._learner = FleetLearner(
             network,
-            tables,
+            judging_tables(costs, split),
             min_cut=MIN_CUT,
             first_cut=FIRST_CUT,
             weights=WEIGHTS,
@@ -109,7 +107,7 @@ class Trainer:
             topics,
             encoder=ENCODER,
             learner=self._learner,
-            experience=Experience(parts_per_step=WINDOWS, weights=WEIGHTS),
+            experience=Experience(parts_per_step=WINDOWS, weights=WEIGHTS, actions=network.sizes[-1]),
             version=begin.version,
             drawn_per_update=learning.drawn,
             path=path,

@@ -76,7 +76,7 @@ def test_what_the_trainer_makes_of_telemetry_is_what_the_simulator_paid(slower: 
     told, paid = heard(here(slower), 120)
     differences = []
     for device, messages in told.items():
-        experience = Experience(parts_per_step=8, weights=WEIGHTS)
+        experience = Experience(parts_per_step=8, weights=WEIGHTS, actions=len(messages[0].mask))
         power = here(slower).groups[int(device.removeprefix("pi-")) % 3][0].power
         experience.idle_watts[device] = power.idle_watts + power.capture_watts
         for one in messages:

@@ -94,7 +94,7 @@ class Process:
             TOPICS,
             encoder="mobile",
             learner=learner(),
-            experience=Experience(parts_per_step=8, weights=W),
+            experience=Experience(parts_per_step=8, weights=W, actions=10),
             version=4,
             drawn_per_update=6,
             path=path,

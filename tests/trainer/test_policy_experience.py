@@ -43,7 +43,7 @@ def told(seq: int, **changes: Any) -> Telemetry:
 
 
 def experience(*telemetry: Telemetry, device: str = "pi") -> Experience:
-    made = Experience(parts_per_step=8, weights=W)
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     for one in telemetry:
         made.offer(device, one)
     return made
@@ -54,7 +54,7 @@ def lengths(made: Experience, version: int = 4) -> list[int]:
 
 
 def test_the_reward_is_in_what_the_counters_gained() -> None:
-    made = Experience(parts_per_step=8, weights=W)
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     made.idle_watts["pi"] = 0.2
     made.offer("pi", told(1))
     found = made.offer("pi", told(2))
@@ -102,7 +102,7 @@ def test_news_of_a_decision_before_its_step_is_over_is_not_its_outcome() -> None
 
 
 def test_devices_are_kept_apart() -> None:
-    made = Experience(parts_per_step=8, weights=W)
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     for seq in range(1, 5):
         for device in ("a", "b"):
             made.offer(device, told(seq))
