@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,9 +40,9 @@ class FolderSource:
     `stream` plays each clip from start to end, from a random start within the time that its windows leave over;
     `shuffled` takes one random window of each clip in turn, each a segment of its own. Both go through the clips in a
     new order each pass; without `repeat` the source is exhausted after one. The same seed gives the same windows.
-    `captions` gives each recording's.
+    `captions` gives each recording's; how many have none is logged.
     A recording that cannot be read is logged once and left out. Raises ConfigError for a folder or list that cannot be
-    used, also later when not one recording can be decoded.
+    used, where not one recording has a caption, and later when not one can be decoded.
     """
 
     def __init__(
@@ -66,7 +66,10 @@ class FolderSource:
         self._captions = captions
         self._rng = np.random.default_rng(seed)
         self._decoded = _DecodedClips(cache_bytes)
-        self._pieces = _pieces(folder, _listed(folder, list_file) if list_file else _found(folder))
+        paths = _listed(folder, list_file) if list_file else _found(folder)
+        if captions is not None:
+            _check_captions(folder, paths, captions)
+        self._pieces = _pieces(folder, paths)
         self._replay = Replay(self._clips(), speed=speed, context_s=context_s, clock=clock, wait=wait)
 
     @property
@@ -160,6 +163,14 @@ def _found(folder: Path) -> list[Path]:
     if not found:
         raise ConfigError(f"{folder}: holds no recordings ({', '.join(sorted(AUDIO_SUFFIXES))})")
     return sorted(found)
+
+
+def _check_captions(folder: Path, paths: Sequence[Path], captions: CaptionsOf) -> None:
+    without = [path for path in paths if not captions(path)]
+    if len(without) == len(paths):
+        raise ConfigError(f"{folder}: not one of its {len(paths)} recordings has a caption, {without[0]} for instance")
+    if without:
+        _log.warning("%d of %d recordings have no caption, %s for instance", len(without), len(paths), without[0])
 
 
 def _listed(folder: Path, list_file: Path) -> list[Path]:

@@ -127,3 +127,17 @@ def test_a_listed_recording_from_elsewhere_is_known_by_its_bare_name(tmp_path: P
     captions = captions_of_folder(tmp_path, None)
     assert captions(tmp_path.parent / "elsewhere" / "bark.wav") == ("a dog",)
     assert captions(tmp_path.parent / "elsewhere" / "rain.wav") == ()
+
+
+def test_recordings_without_a_caption_are_told_and_none_with_one_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = recordings(tmp_path / "data", "sea/a.wav", "rain/b.wav")
+    elsewhere = recordings(tmp_path, "elsewhere.wav") / "elsewhere.wav"
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"sea/a.wav\n{elsewhere}\n", encoding="utf-8")
+    open_source("folder", path=folder, list_file=listed, captioned=True)
+    assert f"1 of 2 recordings have no caption, {elsewhere} for instance" in caplog.text
+    listed.write_text(f"{elsewhere}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"not one of its 1 recordings has a caption"):
+        open_source("folder", path=folder, list_file=listed, captioned=True)
