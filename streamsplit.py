@@ -59,6 +59,12 @@ def _evaluate(argv: list[str]) -> int:
     return evaluate(argv)
 
 
+def _export(argv: list[str]) -> int:
+    from trainer.export import main as export
+
+    return export(argv)
+
+
 def _train_policy(argv: list[str]) -> int:
     from trainer.train_policy import main as train_policy
 
@@ -111,6 +117,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "trainer": (_trainer, "run the trainer of a fleet"),
     "device": (_device, "run one device of a fleet"),
     "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
+    "export": (_export, "write what was learned as one file that torch runs without this project"),
     "profile": (_profile, "measure what each block of an encoder costs on this machine"),
     "plan": (_plan, "find where an encoder is best cut for a board and a link"),
     "train-policy": (_train_policy, "learn in the simulator how devices choose their cut"),

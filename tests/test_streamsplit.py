@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import streamsplit
+from common.config import EXIT_CONFIG
 
 KEYS = {
     "broker", "devices", "windows", "steps", "bytes", "latency_ms", "loss", "probe", "effective_rank", "cuts",
@@ -120,3 +121,12 @@ def test_usage_names_the_command_that_was_called(verb: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         streamsplit.main([verb, "--no-such-option"])
     assert f"usage: streamsplit {verb}" in capsys.readouterr().err
+
+
+def test_the_service_runs_a_verb_by_its_name_and_stays_down_where_the_configuration_is_wrong() -> None:
+    text = Path("configs/systemd/streamsplit@.service").read_text(encoding="utf-8")
+    settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert settings["ExecStart"].split()[0].endswith("/streamsplit")
+    assert settings["ExecStart"].split()[1:] == ["%i", "/etc/streamsplit/%i.yaml"]
+    assert {"trainer", "device"} <= set(streamsplit.VERBS)
+    assert int(settings["RestartPreventExitStatus"]) == EXIT_CONFIG

@@ -116,6 +116,18 @@ def load_latest(directory: Path, fingerprint: str) -> Checkpoint | None:
     return None
 
 
+def load_given(path: Path) -> tuple[Path, Checkpoint]:
+    """The checkpoint of a file, or the newest of a folder, and which file that is.
+
+    Raises:
+        BrokenCheckpoint, ConfigError: as `load`; ConfigError also for a folder without any.
+    """
+    file = latest(path) if path.is_dir() else path
+    if file is None:
+        raise ConfigError(f"{path}: no checkpoint in this folder")
+    return file, load(file)
+
+
 def load(path: Path) -> Checkpoint:
     """Load one checkpoint onto the CPU.
 

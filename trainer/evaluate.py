@@ -24,7 +24,7 @@ from common.encoder import Encoder, build_encoder
 from common.errors import ConfigError
 from common.mixture_memory import MixtureMemory
 from trainer.calibration import calibration, restore_mixture
-from trainer.checkpoint import Checkpoint, latest, load
+from trainer.checkpoint import Checkpoint, load_given
 from trainer.dataset_layouts import DATA_HELP, ESC10_HELP, listed, split_recordings
 from trainer.probe_set import ProbeSet, Unreadable, probe_set, read_probe_clips
 from trainer.probes import Scores, mean_scores, score
@@ -137,10 +137,7 @@ def evaluate_checkpoint(path: Path, data: Path, *, fold: int, seed: int, esc10: 
     Raises:
         ConfigError: no usable checkpoint, no labelled recordings, or no such fold.
     """
-    file = latest(path) if path.is_dir() else path
-    if file is None:
-        raise ConfigError(f"{path}: no checkpoint in this folder")
-    checkpoint = load(file)
+    file, checkpoint = load_given(path)
     encoder = restore_encoder(checkpoint)
     mixture = restore_mixture(checkpoint)
     split = split_recordings(data, fold, esc10=esc10)
