@@ -198,7 +198,8 @@ class DeviceConfig(Settings):
         default=1,
         ge=1,
         le=10_000,
-        description="Steps between two telemetry messages; in real time one comes at least every 8 windows.",
+        description="Steps between two telemetry messages; in real time one comes about every 8 windows. Above 1 "
+        "streamsplit policy learns nothing from this device.",
     )
     baseline_raw_audio: bool = Field(
         default=False,

@@ -68,7 +68,6 @@ class Cutting:
         decision = self._splitter.decide(self._senses.observe(self.cut), mask)
         self._senses.note(decision)
         self.chose_local = decision.local and decision.policy_version > 0
-        self._since_change += 1
         if decision.local != self._alone:
             now, before = (None, self.cut) if decision.local else (self.cut, None)
             self._journal.moved(now, before=before, reason=decision.reason)
@@ -76,7 +75,12 @@ class Cutting:
         if not decision.local:
             self.target, self._reason = decision.cut, decision.reason
             self.move()
+        self._since_change += 1
         return not decision.local and self._contact.online
+
+    def step_over(self) -> None:
+        """A step ended: a splitter that decides for whole steps decides anew."""
+        self._splitter.step_over()
 
     def _mask(self) -> tuple[bool, ...]:
         return allowed_mask(
@@ -95,7 +99,7 @@ class Cutting:
         """For how many windows the cut has been kept; in real time those that had the time to be heard count."""
         if self._pace.lockstep:
             return self._since_change
-        return int(min(self._since_change, (time.monotonic() - self._changed_s) / WINDOW_S))
+        return round(min(self._since_change, (time.monotonic() - self._changed_s) / WINDOW_S))
 
     def move(self) -> None:
         """From the next part on, also within a step: each part carries its own cut, and its graph stays as it is."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.messages import Embedding, Gradient
 
 Result = Literal["answered", "late", "stale", "rejected", "lost"]
+BEFORE_THE_BATCH = ("rejected", "stale")  # refused as they come: that says nothing of when the others are answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,9 @@ class Sent:
 class Exchange:
     """One step of this device.
 
-    ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer the rest is not waited for,
-    since the batch was closed with what had arrived. By part: ``embedding_s`` from its window's end,
-    ``gradient_s`` from its sending. ``applied_s``: when the optimizer step was taken, on the monotonic clock.
+    ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer of a batch no rest is waited
+    for, since the batch was closed with what had arrived. By part: ``embedding_s`` from its window's end, ``gradient_s``
+    from its sending. ``applied_s``: when the optimizer step was taken, on the monotonic clock.
     ``computed_s``: what forward and backward of all parts took here, by the clock on the wall.
     """
 
@@ -63,7 +64,8 @@ class Exchange:
         if answer.part not in self.sent or answer.part in self._done():
             return
         self.gradient_s[answer.part] = received_s - self.sent[answer.part].sent_s
-        self._answered_s = received_s
+        if answer.result not in BEFORE_THE_BATCH:
+            self._answered_s = received_s
         if answer.result != "ok":
             self.refused[answer.part] = answer.result
             self.reasons.add(answer.reason)

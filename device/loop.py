@@ -96,6 +96,7 @@ class DeviceLoop:
             NeverReady: no weights on disk and no fleet within the start timeout.
         """
         self._contact.join(self._exchange, cut=self._cutting.cut)
+        self._intake.pass_over()  # what was heard meanwhile is old
         while not self._stop.is_set() and not self._intake.finished():
             self._mailbox.drain(self._exchange, 0.0)
             if self._exchange.sent and self._step_ends_early():
@@ -160,7 +161,10 @@ class DeviceLoop:
 
     def _local_step(self) -> None:
         alone = not self._pace.sends_windows
-        windows = self._local_steps.take(decided=alone or self._cutting.chose_local)
+        decided = alone or self._cutting.chose_local
+        windows = self._local_steps.take(decided=decided)
+        if decided:
+            self._cutting.step_over()
         if (alone or not self._contact.online) and self._journal.totals.local_steps % SAVE_LOCAL_STEPS == 0:
             self._weights.save()
         if alone:
@@ -237,6 +241,7 @@ class DeviceLoop:
         self._await_answers(exchange)
         self._learn_from(exchange)
         self._senses.step_over(exchange)
+        self._cutting.step_over()
         self._exchange = self._exchange_of(exchange.step + 1)
         if exchange.merge:
             self._answer_merge(self._pace.step_timeout_s)

@@ -102,6 +102,11 @@ class PolicySplitter:
         self._decided_on = observation
         return self._held
 
+    def step_over(self) -> None:
+        """See `Splitter`: also where news had it decide within the step, decisions and steps begin together again."""
+        self._left = 0
+        self._fallback.step_over()
+
     def _is_news(self, observation: Observation) -> bool:
         before = self._decided_on
         return before is not None and (

@@ -62,7 +62,7 @@ class Replica:
         self._summed: dict[str, State] = {}
         self._trained: set[str] = set()  # since the newest change was packed
         self._sent: OrderedDict[tuple[str, int], SentChange] = OrderedDict()  # by boot and seq
-        self._restored: SentChange | None = None  # all that came from the disk, until a manifest was applied
+        self._restored: SentChange | None = None  # all that came from the disk, until something is merged
         self._manifest: Manifest | None = None
         self._applied: dict[str, str] = {}  # name -> digest in the version held
         self._seq = 0
@@ -203,8 +203,7 @@ class Replica:
             raise
 
     def _take_merged(self, manifest: Manifest) -> dict[str, State]:
-        merged = manifest.merged.get(self._device)
-        restored, self._restored = self._restored, None
+        merged, restored = manifest.merged.get(self._device), self._restored
         if merged is None:
             return {}
         if merged in self._sent:
@@ -217,6 +216,7 @@ class Replica:
                 del self._sent[key]
         else:
             return {}
+        self._restored = None
         self.local_windows -= sent.local_windows
         return sent.blocks
 

@@ -162,7 +162,7 @@ class Senses:
 
     def _is_news(self) -> bool:
         """Whether load or rate are others than were told, or nothing was told for a while."""
-        if self._untold >= TOLD_WINDOWS:
+        if self._untold > TOLD_WINDOWS:  # a step of as many tells it itself
             return True
         cpu, mbps = self._told
         now = self._estimate.uplink_mbps

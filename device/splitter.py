@@ -32,6 +32,10 @@ class Splitter(Protocol):
         """Choose one of the actions `mask` allows; ValueError when it allows none."""
         ...
 
+    def step_over(self) -> None:
+        """A step ended: the next window is the first of another."""
+        ...
+
 
 class FixedSplitter:
     """Always the same cut; where it is not allowed, the nearest that is (the deeper of two); else a local step."""
@@ -42,6 +46,9 @@ class FixedSplitter:
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:  # noqa: ARG002 (the interface)
         """See `Splitter`."""
         return _nearest(mask, self._cut, "fixed")
+
+    def step_over(self) -> None:
+        """See `Splitter`: it does not matter here."""
 
 
 class HeuristicSplitter:
@@ -89,6 +96,9 @@ class HeuristicSplitter:
             return _nearest(mask, current, "calm")
         return _next(mask, current, +1 if self._cut > current else -1, "calm")
 
+    def step_over(self) -> None:
+        """See `Splitter`: every window is decided by itself."""
+
     @staticmethod
     def _named(*conditions: tuple[str, _Latch, float]) -> str:
         # Every latch must see every value: a list, not any().
@@ -111,6 +121,10 @@ class PlannedSplitter:
         if self._planned is None:
             return self._fallback.decide(observation, mask)
         return _nearest(mask, self._planned, "planned")
+
+    def step_over(self) -> None:
+        """See `Splitter`."""
+        self._fallback.step_over()
 
 
 class _Latch:

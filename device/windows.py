@@ -106,7 +106,7 @@ class Replay:
         self._context_s = context_s
         self._clock = clock
         self._wait = wait
-        self._started_s = clock() if self._realtime else 0.0
+        self._started_s: float | None = None if self._realtime else 0.0  # when the first window is asked for
         self._clip: Clip | None = None
         self._place = 0
         self._position = 0
@@ -117,6 +117,8 @@ class Replay:
         """The next window once its time has come; None when that is beyond `timeout_s`, or after the last one."""
         if self.state == "exhausted":
             return None
+        if self._started_s is None:
+            self._started_s = self._clock()
         if self._realtime:
             self._drop_what_is_too_old()
             early_s = self._closes_s() - self._clock()
@@ -133,11 +135,12 @@ class Replay:
     @property
     def waiting(self) -> int:
         """Windows whose time has come and that were not taken yet; 0 in a `fast` replay, which has no time."""
-        late_s = self._clock() - self._closes_s() if self._realtime else -1.0
+        begun = self._realtime and self._started_s is not None
+        late_s = self._clock() - self._closes_s() if begun else -1.0
         return 0 if late_s < 0.0 else int(late_s / WINDOW_S) + 1
 
     def _closes_s(self) -> float:
-        return self._started_s + (self._position + 1) * WINDOW_S
+        return (self._started_s or 0.0) + (self._position + 1) * WINDOW_S
 
     def _drop_what_is_too_old(self) -> None:
         late = int((self._clock() - self._closes_s()) / WINDOW_S) - self._backlog

@@ -87,7 +87,8 @@ class PolicyProcess:
             if address.kind is Kind.STATUS:
                 self._follow(address.device, messages.decode(DeviceStatus, incoming.payload))
             elif address.kind is Kind.TELEMETRY:
-                self._experience.offer(address.device, messages.decode(Telemetry, incoming.payload))
+                told = messages.decode(Telemetry, incoming.payload)
+                self._experience.offer(address.device, told, at_s=incoming.received_s)
         except MessageError as error:
             self.refused += 1
             LOG.warning("dropped a message of %d bytes on %s: %s", len(incoming.payload), incoming.topic, error)

@@ -2,7 +2,8 @@
 
 The reward of a decision is in the counters' change between its telemetry and the one before, so a decision counts only
 between two others that follow each other; where one is missing the trajectory is cut. Decisions that no policy made
-(pins, fallback, no link) cut it as well, and those of policies more than `OLDEST` versions back are dropped.
+(pins, fallback, no link) cut it as well, and so does a pause; those of policies more than `OLDEST` versions back are
+dropped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from trainer.link_traces import STEP_S
 from trainer.reward import RewardWeights, reward, utility, with_dropped
 
 OLDEST = 2
+PAUSE_S = 8.0  # by which telemetry may be later than its windows account for: a slow board, a slow link
 MOST_KEPT = 20_000  # decisions waiting to be learned from; older ones are dropped
 # No splitter draws what it finds less likely than e to this: a policy so sure has no other action to draw.
 LEAST_LOG_PROB = -20.0
@@ -63,24 +65,31 @@ class Experience:
         self._actions = actions
         self._weights = weights
         self._last: dict[str, Telemetry] = {}
+        self._heard_s: dict[str, float] = {}
+        self._cuts: dict[str, int] = {}  # where devices stand: a local step leaves the cut where it is
         self._open: dict[str, list[Reported]] = {}
         self._closed: list[list[Reported]] = []
         self.drawn = 0
         self.idle_watts: dict[str, float] = {}
 
-    def offer(self, device: str, telemetry: Telemetry) -> Reported | None:
-        """Take a device's telemetry; the decision it completed, if it did."""
-        if telemetry.embedding_ms is None:
-            return None  # news of load, link or cut: how the decision went is told when its step is over, or never
+    def offer(self, device: str, telemetry: Telemetry, *, at_s: float) -> Reported | None:
+        """Take a device's telemetry, which came ``at_s`` on a monotonic clock; the decision it completed, if it did."""
         last = self._last.get(device)
+        if telemetry.embedding_ms is None and (last is None or not _steps(telemetry) > _steps(last)):
+            return None  # news of load, link or cut: how the decision went is told when its step is over, or never
         if last is not None and last.boot == telemetry.boot and telemetry.decision_seq <= last.decision_seq:
             return None  # said again, or late
         follows = last is not None and (last.boot, last.decision_seq + 1) == (telemetry.boot, telemetry.decision_seq)
-        self._last[device] = telemetry
-        if last is None or not follows or not self._usable(telemetry):
+        waited_s = at_s - self._heard_s.get(device, at_s)
+        stood = self._cuts.get(device)
+        self._last[device], self._heard_s[device] = telemetry, at_s
+        if telemetry.action != LOCAL:
+            self._cuts[device] = telemetry.action
+        if last is None or not follows or not self._usable(telemetry) or _paused(last, telemetry, waited_s):
             self._cut(device)
             return None
-        worth = self._worth(device, last, telemetry)
+        moved = stood is not None and telemetry.action not in {LOCAL, stood}
+        worth = self._worth(device, last, telemetry, moved=moved)
         if worth is None:
             self._cut(device)
             return None
@@ -124,15 +133,17 @@ class Experience:
     def _forget(self, trajectory: list[Reported]) -> None:
         self.drawn -= sum(one.drawn for one in trajectory)
 
-    def _worth(self, device: str, before: Telemetry, now: Telemetry) -> float | None:
+    def _worth(self, device: str, before: Telemetry, now: Telemetry, *, moved: bool) -> float | None:
         """The decision's reward; None where nothing can be said of it."""
         dropped = max(0, now.windows_dropped - before.windows_dropped)
         windows = now.windows - before.windows + dropped
-        if windows <= 0 or now.embedding_ms is None:
+        if windows <= 0:
             return None
         idle_joules = self.idle_watts.get(device, 0.0) * windows * STEP_S
         moved_bytes = now.bytes_up - before.bytes_up + now.bytes_down - before.bytes_down
         answered = _share(self._parts * (now.steps_answered - before.steps_answered), windows)
+        # A step that nobody answered has embedded nothing: its windows are as late as dropped ones.
+        embedded = 0.0 if now.embedding_ms is None else 1.0 - _share(dropped, windows)
         local = min(_share(self._parts * (now.local_steps - before.local_steps), windows), 1.0 - answered)
         w = self._weights
         worth = reward(
@@ -143,13 +154,23 @@ class Experience:
                 local_utility=w.local_utility,
                 uncertainty_weight=w.uncertainty_weight,
             ),
-            latency_ms=with_dropped(_one(now.embedding_ms), _one(1.0 - _share(dropped, windows)), w=w),
+            latency_ms=with_dropped(_one(now.embedding_ms or 0.0), _one(embedded), w=w),
             energy_joules=_one(max(0.0, now.energy_joules - before.energy_joules - idle_joules) / windows),
             bytes_moved=_one(max(0, moved_bytes) / windows),
-            moved=_one(float(now.cut != before.cut and now.action != LOCAL)),
+            moved=_one(float(moved)),
             w=w,
         )
         return max(LEAST_WORTH, float(worth[0]))
+
+
+def _steps(told: Telemetry) -> int:
+    return told.steps_sent + told.local_steps
+
+
+def _paused(before: Telemetry, now: Telemetry, waited_s: float) -> bool:
+    """Whether the device did nothing for a while, a pause or a silent microphone: its idle energy went on."""
+    dropped = max(0, now.windows_dropped - before.windows_dropped)
+    return waited_s > (now.windows - before.windows + dropped) * STEP_S + PAUSE_S
 
 
 def _without_old(trajectory: list[Reported], oldest: int) -> list[list[Reported]]:

@@ -80,7 +80,7 @@ def test_what_the_trainer_makes_of_telemetry_is_what_the_simulator_paid(slower: 
         power = here(slower).groups[int(device.removeprefix("pi-")) % 3][0].power
         experience.idle_watts[device] = power.idle_watts + power.capture_watts
         for one in messages:
-            made = experience.offer(device, one)
+            made = experience.offer(device, one, at_s=0.0)
             if made is not None:
                 differences.append(made.reward - paid[device][one.decision_seq - 1])
     assert len(differences) > 0.7 * 120 * 6

@@ -46,6 +46,9 @@ class Wish:
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         return FixedSplitter(self.cut).decide(observation, mask)
 
+    def step_over(self) -> None:
+        pass
+
 
 class Board:
     def sample(self) -> Resources:
@@ -179,10 +182,10 @@ def test_a_cut_is_kept_for_the_dwell_time(device: Device) -> None:
     device.cutting.sends_next()
     device.wish.cut = SHALLOW
     at = []
-    for _ in range(DWELL_WINDOWS + 1):
+    for _ in range(DWELL_WINDOWS):
         device.cutting.sends_next()
         at.append(device.cutting.cut)
-    assert at == [DEEP] * DWELL_WINDOWS + [SHALLOW]
+    assert at == [DEEP] * (DWELL_WINDOWS - 1) + [SHALLOW], "with the one it moved for as many as it dwells"
 
 
 def test_without_the_link_nothing_is_sent_and_the_cut_stays(device: Device) -> None:

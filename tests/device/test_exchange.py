@@ -84,6 +84,15 @@ def test_after_an_answer_the_rest_is_waited_for_only_the_grace_time() -> None:
     assert step.result() == "answered"
 
 
+@pytest.mark.parametrize("result", ["rejected", "stale"])
+def test_a_part_that_is_refused_as_it_comes_does_not_end_the_step_of_the_others(result: str) -> None:
+    step = exchange(3)
+    step.offer_gradient(refusal(0, result), None, received_s=0.1)
+    assert not step.over(2.2)
+    step.offer_gradient(answer(1), GRADIENT, received_s=3.0)
+    assert step.over(5.0)
+
+
 def test_a_second_answer_to_the_same_part_changes_nothing() -> None:
     step = exchange(2)
     step.offer_gradient(answer(0, loss=1.0), GRADIENT, received_s=2.0)

@@ -86,6 +86,20 @@ def test_a_decision_holds_for_a_step_of_windows() -> None:
     assert [decisions[i] is decisions[i - 1] for i in range(1, 12)] == [i % 4 != 0 for i in range(1, 12)]
 
 
+def test_after_news_within_a_step_decisions_begin_with_the_steps_again() -> None:
+    made = splitter(windows=8)
+    made.offer(update(1, wanting({7: 5.0})))
+    begun, last = [], None
+    for window in range(32):
+        if window and window % 8 == 0:
+            made.step_over()
+        decision = made.decide(SEEN if window < 4 else replace(SEEN, cpu=SEEN.cpu + 0.5), OPEN)
+        if decision is not last:
+            begun.append(window)
+        last = decision
+    assert begun == [0, 4, 8, 16, 24]
+
+
 def test_it_decides_anew_when_the_link_goes_or_comes_or_the_choice_is_no_longer_allowed() -> None:
     made = splitter(windows=100)
     made.offer(update(1, wanting({7: 5.0, 6: 4.0})))

@@ -443,8 +443,11 @@ def test_whichever_of_two_changes_was_merged_while_the_device_was_away_counts_on
     assert again.replica.local_windows == (4, 0)[merged]
 
 
+@pytest.mark.parametrize("others_first", [False, True])
 @pytest.mark.parametrize("summed", [False, True])
-def test_what_was_published_and_merged_after_the_snapshot_does_not_count_twice(summed: bool) -> None:
+def test_what_was_published_and_merged_after_the_snapshot_does_not_count_twice(
+    summed: bool, others_first: bool
+) -> None:
     fleet, device = Published(), Device()
     device.start(fleet)
     learned = learn_summed if summed else Device.learn
@@ -452,6 +455,10 @@ def test_what_was_published_and_merged_after_the_snapshot_does_not_count_twice(s
     again = Device(boot="c" * 16)
     again.replica.restore(device.replica.snapshot())
     change = device.change()  # the disk knows nothing of it when the power fails
+    if others_first:
+        fleet.next(everywhere(fleet.encoder, 0.01, NEEDED))
+        again.receive(fleet)
+        assert again.replica.apply(NEEDED)
     fleet.next(device.blocks_of(change), merged={"pi": (BOOT, change.seq)})
     again.learn(0.5)
     again.receive(fleet)

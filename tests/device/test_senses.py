@@ -6,6 +6,8 @@ import pytest
 
 from common import messages
 from common.messages import Telemetry
+from device.exchange import Exchange
+from device.senses import TOLD_WINDOWS
 from tests.device.test_cutting import TOPICS, Device
 from tests.device.test_journal import COUNTERS
 from tests.published import Published
@@ -25,3 +27,22 @@ def test_windows_looked_at_ahead_are_told_and_are_no_reason_to_move_the_cut(
     telemetry = messages.decode(Telemetry, told.payload, limits=messages.Limits())
     assert telemetry.queue_depth == 20
     assert device.senses.observe(device.cutting.cut).queue == 0.0
+
+
+def test_in_real_time_a_step_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(tmp_path, Published())
+    monkeypatch.setattr(device.link, "counters", lambda: COUNTERS, raising=False)
+    monkeypatch.setattr(device.senses, "_every_window", True)
+    device.cutting.sends_next()
+    device.senses.publish(force=True)
+    device.link.take_published()
+    for step in range(3):
+        for _ in range(TOLD_WINDOWS):
+            device.cutting.sends_next()
+        assert device.link.take_published() == [], "nothing is news"
+        exchange = Exchange(step, timeout_s=30.0, grace_s=2.0)
+        device.senses.step_over(exchange)
+        assert [one.topic for one in device.link.take_published()] == [TOPICS.telemetry("pi")]
+    for _ in range(TOLD_WINDOWS + 1):
+        device.cutting.sends_next()
+    assert len(device.link.take_published()) == 1, "no step has ended for a while"

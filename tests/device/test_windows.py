@@ -131,6 +131,17 @@ def test_in_real_time_a_window_comes_when_its_last_sample_would_be_there() -> No
     assert second.closed_s == pytest.approx(101.92)
 
 
+def test_a_replay_in_real_time_begins_when_it_is_first_asked() -> None:
+    clock = Clock()
+    clips = iter([Clip(_ramp(WINDOW_SAMPLES * 40), tuple(WINDOW_SAMPLES * number for number in range(40)))])
+    replay = Replay(clips, speed="realtime", backlog=4, clock=clock, wait=clock.wait)
+    clock.now_s += 45.0  # blocks are measured, the weights are fetched
+    assert replay.waiting == 0
+    window = replay.next_window(1.0)
+    assert window is not None
+    assert (window.samples[0], replay.dropped, replay.waiting) == (0, 0, 0)
+
+
 def test_in_real_time_windows_that_nobody_takes_are_lost_and_leave_a_gap() -> None:
     clock = Clock()
     clips = iter([Clip(_ramp(WINDOW_SAMPLES * 40), tuple(WINDOW_SAMPLES * number for number in range(40)))])

@@ -9,7 +9,7 @@ from common.messages import Telemetry
 from common.policy import OBSERVATION_NAMES
 from tests.common.cases import cases
 from trainer.link_traces import STEP_S
-from trainer.policy_experience import LEAST_WORTH, Experience
+from trainer.policy_experience import LEAST_WORTH, PAUSE_S, Experience, Reported
 from trainer.reward import RewardWeights
 
 W = RewardWeights()
@@ -31,6 +31,7 @@ def told(seq: int, **changes: Any) -> Telemetry:
         "log_prob": -0.5,
         "windows": 8 * seq,
         "windows_dropped": 0,
+        "steps_sent": seq,
         "steps_answered": seq,
         "local_steps": 0,
         "energy_joules": 3.0 * seq,
@@ -42,10 +43,14 @@ def told(seq: int, **changes: Any) -> Telemetry:
     return replace(EXAMPLE, **(plain | changes))
 
 
+def tell(made: Experience, device: str, telemetry: Telemetry, *, late_s: float = 0.0) -> Reported | None:
+    return made.offer(device, telemetry, at_s=7.68 * telemetry.decision_seq + late_s)
+
+
 def experience(*telemetry: Telemetry, device: str = "pi") -> Experience:
     made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     for one in telemetry:
-        made.offer(device, one)
+        tell(made, device, one)
     return made
 
 
@@ -56,29 +61,29 @@ def lengths(made: Experience, version: int = 4) -> list[int]:
 def test_the_reward_is_in_what_the_counters_gained() -> None:
     made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     made.idle_watts["pi"] = 0.2
-    made.offer("pi", told(1))
-    found = made.offer("pi", told(2))
+    tell(made, "pi", told(1))
+    found = tell(made, "pi", told(2))
     assert found is not None
     joules = (3.0 - 0.2 * 8 * STEP_S) / 8
     expected = 1.0 - 0.5 * 100 / 200 - 0.3 * joules / 0.1 - 0.2 * 2304 / 4608
     assert found.reward == pytest.approx(expected)
-    moved = made.offer("pi", told(3, cut=7, action=7))
+    moved = tell(made, "pi", told(3, cut=7, action=7))
     assert moved is not None
     assert moved.reward == pytest.approx(expected - 0.1)
-    alone = made.offer("pi", told(4, action=-1, steps_answered=3, local_steps=1, cut=8))
+    alone = tell(made, "pi", told(4, action=-1, steps_answered=3, local_steps=1, cut=8))
     assert alone is not None
     assert alone.action == 9
     assert alone.reward == pytest.approx(expected - 0.5)
-    lost = made.offer("pi", told(5, steps_answered=3, local_steps=1))
+    lost = tell(made, "pi", told(5, steps_answered=3, local_steps=1))
     assert lost is not None
     assert lost.reward == pytest.approx(expected - 1.0 - 0.1)
 
 
 def test_windows_that_found_the_queue_full_are_as_late_as_can_be() -> None:
     made = experience(told(1))
-    all_taken = made.offer("pi", told(2))
-    half_dropped = made.offer(
-        "pi", told(3, windows_dropped=8, energy_joules=6.0 + 6.0, bytes_up=64_000, bytes_down=9_728)
+    all_taken = tell(made, "pi", told(2))
+    half_dropped = tell(
+        made, "pi", told(3, windows_dropped=8, energy_joules=6.0 + 6.0, bytes_up=64_000, bytes_down=9_728)
     )
     assert all_taken is not None
     assert half_dropped is not None
@@ -105,7 +110,7 @@ def test_devices_are_kept_apart() -> None:
     made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     for seq in range(1, 5):
         for device in ("a", "b"):
-            made.offer(device, told(seq))
+            tell(made, device, told(seq))
     assert lengths(made) == [3, 3]
     assert lengths(made) == []
 
@@ -119,10 +124,10 @@ def test_decisions_of_policies_too_old_are_dropped() -> None:
 def test_only_drawn_decisions_count_as_such() -> None:
     made = experience(told(1), told(2), told(3, log_prob=0.0), told(4))
     assert made.drawn == 2
-    made.offer("pi", told(6))  # a gap: the two and the one between them wait on
+    tell(made, "pi", told(6))  # a gap: the two and the one between them wait on
     assert made.drawn == 2
-    made.offer("pi", told(7))
-    made.offer("pi", told(9))  # one alone between two gaps says nothing of what came after
+    tell(made, "pi", told(7))
+    tell(made, "pi", told(9))  # one alone between two gaps says nothing of what came after
     assert made.drawn == 2
     made.take(version=4)
     assert made.drawn == 0
@@ -130,7 +135,7 @@ def test_only_drawn_decisions_count_as_such() -> None:
 
 def test_one_that_claims_to_have_spent_more_than_any_decision_can_does_not_flatten_the_others() -> None:
     made = experience(told(1))
-    liar = made.offer("pi", told(2, energy_joules=1e12))
+    liar = tell(made, "pi", told(2, energy_joules=1e12))
     assert liar is not None
     assert liar.reward == LEAST_WORTH
 
@@ -138,17 +143,60 @@ def test_one_that_claims_to_have_spent_more_than_any_decision_can_does_not_flatt
 def test_decisions_that_no_policy_of_this_fleet_can_have_made_are_dropped() -> None:
     made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
     for seq in range(1, 5):
-        made.offer("short", told(seq, mask=MASK[:6]))
-        made.offer("long", told(seq, mask=(*MASK, True)))
-        made.offer("impossible", told(seq, log_prob=-200.0))
-        made.offer("pi", told(seq))
+        tell(made, "short", told(seq, mask=MASK[:6]))
+        tell(made, "long", told(seq, mask=(*MASK, True)))
+        tell(made, "impossible", told(seq, log_prob=-200.0))
+        tell(made, "pi", told(seq))
     assert made.drawn == 3
     assert {one.device for trajectory in made.take(version=4) for one in trajectory} == {"pi"}
 
 
 @pytest.mark.parametrize(
-    "changes", [{"embedding_ms": None}, {"windows": 8}, {"observation": (0.5,) * 10}, {"action": 0}, {"action": 20}]
+    "changes",
+    [
+        {"embedding_ms": None, "steps_sent": 1},
+        {"windows": 8},
+        {"observation": (0.5,) * 10},
+        {"action": 0},
+        {"action": 20},
+    ],
 )
 def test_a_decision_of_which_nothing_can_be_said_cuts_the_trajectory(changes: dict[str, Any]) -> None:
     made = experience(told(1), told(2, **changes), told(3), told(4))
     assert all(length <= 2 for length in lengths(made))
+
+
+def test_a_step_that_nobody_answered_is_as_late_as_dropped_windows_and_teaches_nothing() -> None:
+    made = experience(told(1))
+    lost = tell(
+        made,
+        "pi",
+        told(
+            2, steps_answered=1, steps_lost=1, embedding_ms=None, energy_joules=3.0, bytes_up=16_000, bytes_down=2_432
+        ),
+    )
+    assert lost is not None
+    assert lost.reward == pytest.approx(-0.5 * W.most_late)
+    assert tell(made, "pi", told(3)) is not None, "what follows it follows"
+
+
+def test_news_within_a_step_is_no_outcome() -> None:
+    made = experience(told(1))
+    assert tell(made, "pi", told(2, steps_sent=1, windows=12, embedding_ms=None)) is None
+    assert tell(made, "pi", told(2)) is not None
+
+
+def test_a_local_step_leaves_the_cut_where_it_is() -> None:
+    local = {"action": -1, "cut": 8, "steps_sent": 1, "steps_answered": 1, "local_steps": 1}
+    after = {"steps_sent": 2, "steps_answered": 2, "local_steps": 1}
+    stayed = tell(experience(told(1), told(2, **local)), "pi", told(3, **after))
+    moved = tell(experience(told(1), told(2, **local)), "pi", told(3, action=8, cut=8, **after))
+    assert stayed is not None
+    assert moved is not None
+    assert stayed.reward - moved.reward == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("late_s", "counts"), [(PAUSE_S - 1.0, True), (PAUSE_S + 1.0, False)])
+def test_a_decision_over_which_the_device_paused_is_left_out(late_s: float, counts: bool) -> None:
+    made = experience(told(1))
+    assert (tell(made, "pi", told(2), late_s=late_s) is not None) == counts
