@@ -69,6 +69,11 @@ class BlockOptimizers:
             for parameter in self._parameters(name):
                 parameter.grad = None
 
+    def gradient_length(self, names: Iterable[str]) -> float:
+        """Of all gradients that these blocks hold, together; NaN or infinity where an optimizer would choke on one."""
+        gradients = [p.grad for name in names for p in self._parameters(name) if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
     def release(self, names: Iterable[str]) -> None:
         """Give these blocks up: moments and warm-up are forgotten."""
         for name in names:

@@ -29,8 +29,8 @@ class Exchange:
     """One step of this device.
 
     ``timeout_s`` after its newest part it is lost; ``grace_s`` after the newest answer of a batch no rest is waited
-    for, since the batch was closed with what had arrived. By part: ``embedding_s`` from its window's end, ``gradient_s``
-    from its sending. ``applied_s``: when the optimizer step was taken, on the monotonic clock.
+    for, since the batch was closed with what had arrived. By part: ``embedding_s`` from its window's end,
+    ``gradient_s`` from its sending. ``applied_s``: when the optimizer step was taken, on the monotonic clock.
     ``computed_s``: what forward and backward of all parts took here, by the clock on the wall.
     """
 

@@ -34,7 +34,7 @@ from trainer.resume import fresh_run, restore
 
 LOG = logging.getLogger("trainer")
 DATA_CAPACITY = 4096  # parts waiting while a step is computed: 64 devices x 8 windows x 8
-OUTBOUND_CAPACITY = 4096
+DEVICES_AT_ONCE = 1024  # whose answers to one batch, a gradient and an embedding each, wait for the network
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener
         client_id=topics.client_id("_trainer"),
         will=TrainerPresence.will(topics, boot=boot, fingerprint=fingerprint),
         data_capacity=DATA_CAPACITY,
-        outbound_capacity=OUTBOUND_CAPACITY,
+        outbound_capacity=2 * fleet.parts_per_step * DEVICES_AT_ONCE,
     )
     link.start()
     presence = TrainerPresence(link, topics, boot=boot, run=progress.run, fingerprint=fingerprint)

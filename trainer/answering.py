@@ -34,6 +34,8 @@ EMBEDDING_CODEC = Codec.parse("int8")  # 192 values: the error is below 1 %, the
 LOG = logging.getLogger(__name__)
 INBOX_CAPACITY = 4096
 IDLE_S = 0.2
+# Sound is above 0.1 at every cut. Where nothing comes in, a fresh encoder's normalisations divide by nothing.
+SMALLEST_PEAK = 1e-6
 LARGEST_ACTIVATION = 1e6  # behind a normalisation they are below 100; squares of far larger ones leave float32
 LONGEST_DEADLINE_S = 60.0  # what a device may ask of all the others
 PAUSE_S = 0.002  # without a message: the burst is over
@@ -215,8 +217,11 @@ class Answering:
             raise MessageError(f"activations: cut {message.cut} of an encoder of {encoder.depth} blocks")
         shape = (2, *encoder.activation_shape(message.cut))
         activations = decode_tensor(message.tensor, shape, self._limits)
-        if float(activations.abs().max()) > LARGEST_ACTIVATION:
+        peaks = activations.flatten(1).abs().amax(dim=1)
+        if float(peaks.max()) > LARGEST_ACTIVATION:
             raise MessageError(f"activations: a value beyond {LARGEST_ACTIVATION:g}")
+        if float(peaks.min()) < SMALLEST_PEAK:
+            raise MessageError(f"activations: a view with no value beyond {SMALLEST_PEAK:g}")
         assert address.device is not None
         return Part(
             device=address.device,

@@ -24,7 +24,7 @@ from trainer import checkpoint
 from trainer.allowance import Allowance
 from trainer.answering import Answering
 from trainer.batcher import Batcher
-from trainer.captured import Captured
+from trainer.captured import WINDOW_S, Captured
 from trainer.chain_plan import as_merged
 from trainer.collapse_guard import CollapseGuard
 from trainer.listening import Listening
@@ -94,6 +94,7 @@ def build_ledger(settings: TrainerConfig, state: State, progress: Progress, *, v
         optimizer=state.merging,
         captured=Captured(None if settings.speed == "fast" else time.monotonic),
         merged=progress.merged,
+        away_windows=0.0 if settings.speed == "fast" else progress.away_s / WINDOW_S,
     )
 
 

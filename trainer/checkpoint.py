@@ -140,6 +140,8 @@ def load(path: Path) -> Checkpoint:
     _check_sums(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise ConfigError(f"{path}: this machine has no room to load it") from error
     except Exception as error:  # torch.load raises a different type for almost every kind of damage
         raise BrokenCheckpoint(f"{path}: not a readable checkpoint: {error}") from error
     if not isinstance(content, dict) or "format_version" not in content:
@@ -165,7 +167,11 @@ def _check_fingerprint(path: Path, checkpoint: Checkpoint, fingerprint: str) -> 
 def _check_sums(path: Path) -> None:
     # torch.load does not verify the checksums that torch.save writes into the archive.
     try:
-        with zipfile.ZipFile(path) as archive:
+        file = path.open("rb")
+    except OSError as error:  # says nothing of what is in it
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        with file, zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
         raise BrokenCheckpoint(f"{path}: torn or damaged: {error}") from error

@@ -16,6 +16,8 @@ TIMES_EARLIER = 10.0
 # Of the block's own length. AdamW at 2e-3 moves `resnet18`'s smallest weights by six times their own size in 25 steps;
 # beyond ten it is no learning, and would soon be beyond fp16.
 TIMES_THE_BLOCK = 10.0
+# No bound is below: whoever sent nothing, or next to nothing, for a few merges must not silence the others for good.
+LEAST_OF_THE_BLOCK = 1e-6
 FEWEST = 3
 MERGES_REMEMBERED = 5
 
@@ -52,8 +54,9 @@ class Clipping:
         self.judged = sum(len(each) for each in judged.values())
         self.clipped = sum(scale < 1.0 for each in judged.values() for _, scale in each.values())
         for name, each in judged.items():
-            if each:
-                self._earlier[name].append(statistics.median(found * scale for found, scale in each.values()))
+            moved = [found * scale for found, scale in each.values() if found > 0.0]
+            if moved:
+                self._earlier[name].append(statistics.median(moved))
 
     def _reference(self, name: str, lengths: list[float]) -> float:
         if len(lengths) >= FEWEST:
@@ -63,7 +66,8 @@ class Clipping:
 
     @staticmethod
     def _longest(reference: float, share: float, block_length: float) -> float:
-        return min(reference * max(1.0, share), TIMES_THE_BLOCK * block_length)
+        bound = max(reference * max(1.0, share), LEAST_OF_THE_BLOCK * block_length)
+        return min(bound, TIMES_THE_BLOCK * block_length)
 
 
 def length(state: State) -> float:

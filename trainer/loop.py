@@ -33,7 +33,7 @@ from trainer.registry import Registry
 from trainer.screening import Screening
 from trainer.training import Training
 from trainer.updates import Updates
-from trainer.weights import WeightsLedger
+from trainer.weights import Contribution, WeightsLedger
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -219,7 +219,9 @@ class TrainerLoop:
             contribution = self._updates.offer(device, chunk)
         except MessageError as error:
             self._answering.refuse(self._topics.update(device, chunk.index), len(chunk.data), error)
-            return
+            if not self._registry.knows(device, chunk.boot):
+                return
+            contribution = Contribution(device, chunk.boot, chunk.seq, chunk.base_version, 0, {})  # nobody waits for it
         if contribution is not None:
             self._ledger.offer(contribution)
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 EVENTS_WAITING = 1024  # the default of 10 makes a step wait for the thread that writes
 
+LARGEST_BYTES = 256 * 2**20  # some months of steps: a disk must not fill up in a year
 FILE_NAME = "metrics.jsonl"
 
 METRICS: dict[str, str] = {
@@ -81,8 +82,9 @@ def normalised_task_loss(task_loss: float, candidates: float) -> float:
 class MetricsLog:
     """Writes `StepMetrics` into ``directory``, to ``metrics.jsonl`` and as TensorBoard events.
 
-    Opening removes a line torn by a kill and every step from ``next_step`` on, which a resumed run does again. A disk
-    that is full ends no training: what cannot be written is left out.
+    Opening removes a line torn by a kill and every step from ``next_step`` on, which a resumed run does again. A file
+    of more than `LARGEST_BYTES` becomes ``metrics.jsonl.1``, in the place of the one before it. A disk that is full
+    ends no training: what cannot be written is left out.
 
     Attributes:
         lost: steps that could not be written.
@@ -117,7 +119,11 @@ class MetricsLog:
                 self._events.add_scalar(name, value, step)
 
     def _append(self, line: bytes) -> None:
-        """All of a line or nothing: readers stop at the first that is torn."""
+        """All of a line or nothing; what is longer than `LARGEST_BYTES` is put aside first."""
+        if self._file.tell() > LARGEST_BYTES:
+            self.path.replace(self.path.with_name(f"{FILE_NAME}.1"))
+            self._file.close()
+            self._file = self.path.open("ab", buffering=0)
         written = self._file.write(line)
         if written < len(line):
             self._file.truncate(self._file.tell() - written)
@@ -142,42 +148,48 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[StepMetrics]:
-    """Read a ``metrics.jsonl``, also one that is being written or was torn by a kill: stops at the first bad line.
+    """Read a ``metrics.jsonl``, also one that is being written or was torn by a kill: unreadable lines are left out.
 
-    A loss that was not finite reads back as NaN.
+    A loss that was not finite reads back as NaN, and so does what another version of this program did not write.
     """
     if not path.exists():
         return []
     with path.open("rb") as file:
-        return [_metrics(values) for values, _ in _lines(file)]
+        return [_metrics(values) for values, _ in _lines(file) if values is not None]
 
 
-def _lines(file: Iterable[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
-    """The whole lines of a file, parsed and with their lengths, up to the first that is torn or not ours."""
+def _lines(file: Iterable[bytes]) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """The lines of a file that have an end, parsed (None: that is no step) and with their lengths."""
     for line in file:
+        if not line.endswith(b"\n"):
+            return
         try:
             values = json.loads(line)
         except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(values, dict) or set(values) != set(METRICS):
-            break
-        yield values, len(line)
+            values = None
+        is_step = isinstance(values, dict) and isinstance(values.get("step"), int)
+        yield values if is_step else None, len(line)
 
 
 def _truncate(path: Path, next_step: int) -> None:
-    """Keep the steps before ``next_step``; they come first. A file of months does not fit into memory."""
+    """Keep what is before the first step from ``next_step`` on. A file of months does not fit into memory.
+
+    A line that cannot be read, or was written by another version, is no reason to lose what follows it.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
-        kept = sum(length for _, length in takewhile(lambda line: line[0]["step"] < next_step, _lines(file)))
+        before = takewhile(lambda line: line[0] is None or line[0]["step"] < next_step, _lines(file))
+        kept = sum(length for _, length in before)
     if kept < path.stat().st_size:
         os.truncate(path, kept)
 
 
 def _metrics(values: dict[str, Any]) -> StepMetrics:
     optional = {field.name for field in fields(StepMetrics) if "None" in str(field.type)}
+    found = {name: values.get(name) for name in METRICS}
     known: dict[str, Any] = {
-        name: math.nan if value is None and name not in optional else value for name, value in values.items()
+        name: math.nan if value is None and name not in optional else value for name, value in found.items()
     }
     return StepMetrics(**known)
 

@@ -79,7 +79,7 @@ class Hybrid:
     def __call__(self, joined: Joined) -> HybridLossResult:
         """The loss of a batch, which then lies in the temporal buffer."""
         parts, projections = joined.parts, joined.projections
-        devices = [part.device for part in parts]
+        devices = [f"{part.device} {part.boot}" for part in parts]  # a new boot counts segments and time anew
         segments = [part.segment for part in parts]
         times_s = [part.time_s for part in parts]
         edges = self._buffer.edges(devices, segments, times_s, projections[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +43,7 @@ class Progress:
     """How far a run has come.
 
     ``ranks``: effective ranks of the accepted merges, for the collapse guard. ``merged``: device -> (boot, seq) of its
-    latest change in these weights, so that it is not merged a second time.
+    latest change in these weights, so that it is not merged a second time. ``away_s``: since the checkpoint.
     """
 
     run: str
@@ -50,6 +52,7 @@ class Progress:
     windows: int
     ranks: tuple[float, ...]
     merged: dict[str, tuple[str, int]]
+    away_s: float = 0.0
 
 
 def fresh_run() -> Progress:
@@ -77,6 +80,7 @@ def to_checkpoint(
         "negatives": state.negatives.get_state(),
         "ranks": list(ranks),
         "merged": dict(merged),
+        "saved_s": time.time(),
     }
     if state.averaged is not None:
         rest["averaged"] = state.averaged.state_dict()
@@ -116,4 +120,5 @@ def restore(saved: Checkpoint, state: State) -> Progress:
     if state.merging is not None and "merging" in rest:
         state.merging.load_state_dict(rest["merging"])
     merged = {device: (boot, seq) for device, (boot, seq) in rest["merged"].items()}
-    return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]), merged)
+    away_s = max(0.0, time.time() - rest.get("saved_s", math.inf))  # a clock that was set back: not away
+    return Progress(saved.run, saved.weights_version, saved.steps, saved.windows, tuple(rest["ranks"]), merged, away_s)

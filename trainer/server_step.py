@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,10 @@ class ServerResult:
     projections: Tensor  # view A then view B, [2, N, d], unit length, detached
 
 
+class NotFiniteError(Exception):
+    """A batch gives no gradient that could be learned from."""
+
+
 class ServerStep:
     """Server segment, loss and optimizer of the trainer."""
 
@@ -46,8 +51,12 @@ class ServerStep:
     def run(self, parts: Sequence[Part], *, learning_rate: float) -> ServerResult:
         """Train the server segment on a batch and return what goes back to each part.
 
+
         The gradients are of the *sum* over windows, so that every participant can take the mean over its own; the
         blocks here take the mean over the windows that passed through them (DESIGN section 4, weights).
+
+        Raises:
+            NotFiniteError: nothing was learned; weights and moments are what they were.
         """
         count = len(parts)
         leaves = [part.activations.to(self._compute).requires_grad_() for part in parts]
@@ -58,6 +67,8 @@ class ServerStep:
         moved = self._moved(parts)
         self._optimizers.zero(list(moved))
         terms.total.backward()
+        if not math.isfinite(self._optimizers.gradient_length(moved)):
+            raise NotFiniteError(f"the gradient of {count} windows is not finite")
         self._scale(moved, count)
         self._optimizers.step(list(moved), learning_rate)
         gradients = [leaf.grad.mul(count).cpu() for leaf in leaves if leaf.grad is not None]

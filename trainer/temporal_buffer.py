@@ -67,7 +67,7 @@ class TemporalBuffer:
         """Join each of N windows to its k nearest in time within its segment, in this batch or kept from earlier ones.
 
         Args:
-            devices: N device names.
+            devices: N names of devices, one for each boot.
             segments: N segment numbers.
             times_s: N positions on a clock that is continuous within a segment.
             z: projections ``[N, d]``; only shape, type and place are used.
@@ -107,10 +107,6 @@ class TemporalBuffer:
             segment = segments[mine[-1]]
             latest = torch.tensor([row for row in mine if segments[row] == segment])
             self._extend(device, segment, times[latest], z.detach()[latest.to(z.device)])
-
-    def forget(self, device: str) -> None:
-        """Drop what is kept of one device."""
-        self._tracks.pop(device, None)
 
     def _extend(self, device: str, segment: int, times: Tensor, projections: Tensor) -> None:
         old = self._tracks.pop(device, None)

@@ -21,7 +21,7 @@ from trainer.merging import MergePlan, RoundPlan
 from trainer.metrics import MetricsLog, StepMetrics, normalised_task_loss
 from trainer.quality import alignment, effective_components, effective_rank, mixture_spread, uniformity
 from trainer.screening import Screening
-from trainer.server_step import ServerResult, ServerStep
+from trainer.server_step import NotFiniteError, ServerResult, ServerStep
 from trainer.weights import WeightsLedger
 
 LOG = logging.getLogger(__name__)
@@ -76,7 +76,13 @@ class Training:
         """One optimizer step of the trainer on ``batch``, and an answer to every part of it."""
         started_s = time.monotonic()
         learning_rate = self.learning_rate
-        result = self._server_step.run(batch, learning_rate=learning_rate)
+        try:
+            result = self._server_step.run(batch, learning_rate=learning_rate)
+        except NotFiniteError as unlearnable:
+            LOG.warning("nothing is learned from a batch: %s", unlearnable)
+            for part in batch:
+                self.refuse(part, Refusal("rejected", str(unlearnable)))
+            return
         asking = self._plan.closed({part.device for part in batch}, now_s=started_s)
         error = self._answer(batch, result, self._device_rate(learning_rate), asking)
         seconds = time.monotonic() - started_s

@@ -63,10 +63,12 @@ class WeightsLedger:
         optimizer: MergeOptimizer | None = None,
         merged: Mapping[str, tuple[str, int]] | None = None,
         rounds: bool = False,
+        away_windows: float = 0.0,
     ) -> None:
         """``rounds``: no parts are seen (mode federated); the others' claims bound what a device can have captured.
 
         ``optimizer``: takes that change as summed gradients, and a step with them; None: the change itself is taken.
+        ``away_windows``: that passed while there was no trainer.
         """
         self._rounds = rounds
         self._optimizer = optimizer
@@ -76,7 +78,7 @@ class WeightsLedger:
         self._trim = trim
         self._captured = captured
         self._since: dict[str, float] = {}  # device -> windows that had passed at its last merge
-        self._start = captured.windows()
+        self._start = captured.windows() - away_windows
         self._judged: dict[str, dict[str, tuple[float, float]]] = {}
         self.clipping = Clipping()
         self._master = {name: block_state(encoder, name) for name in names(encoder)}

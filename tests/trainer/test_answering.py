@@ -289,3 +289,12 @@ def test_of_a_flood_only_what_a_device_may_send_is_decoded_and_the_others_are_se
     receiving.link.incoming.extend([flood] * 500 + [good])
     taken = receiving.answering._received(0.0)
     assert [incoming.topic for incoming in taken] == [flood.topic] * 8 * STEPS + [good.topic]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42, 1e-30])
+def test_a_view_of_nothing_is_refused_before_anything_divides_by_it(value: float) -> None:
+    receiving = Receiving()
+    for cut in (0, 5, 8):
+        tensor = activations(receiving.encoder, cut)
+        tensor[1] = value
+        assert "a view with no value beyond 1e-06" in refused(receiving, sent(tensor, cut))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -190,3 +191,18 @@ def test_a_slice_is_saved_without_the_storage_it_is_cut_from(tmp_path: Path) -> 
     checkpoint = _checkpoint(1)
     checkpoint.state["slice"] = torch.zeros(1_000_000)[:3]
     assert save(tmp_path, checkpoint).stat().st_size < 100_000
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, _checkpoint(1))
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ConfigError, match="cannot be read: Too many open files"):
+        load_latest(tmp_path, "f" * 64)
+    monkeypatch.undo()
+    assert path.exists(), "nothing is put aside"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from trainer import metrics as metrics_module
 from trainer.metrics import METRICS, MetricsLog, StepMetrics, normalised_task_loss, read_metrics
 
 SAMPLE = StepMetrics(
@@ -176,3 +177,24 @@ def test_tensorboard_shows_the_same_figures_and_a_resumed_run_replaces_what_it_d
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss_task")] == [(1, 1.0), (2, 2.0), (3, 33.0)]
     assert set(events.Tags()["scalars"]) == set(METRICS) - {"step", "alignment"}
+
+
+def test_what_another_version_wrote_and_a_damaged_line_stay_on_resume_and_are_no_end(tmp_path: Path) -> None:
+    _write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    older = json.loads(lines[1]) | {"gone": 1}
+    del older["seconds"]
+    path.write_text("\n".join([lines[0], json.dumps(older), "?{", lines[2]]) + "\n")
+    _write(tmp_path, range(3, 5), next_step=3)
+    assert [metrics.step for metrics in read_metrics(path)] == [1, 2, 3, 4]
+    assert math.isnan(read_metrics(path)[1].seconds)
+    assert path.read_text().splitlines()[1:3] == [json.dumps(older), "?{"]
+
+
+def test_a_log_that_is_too_long_is_put_aside_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, range(1, 2))
+    monkeypatch.setattr(metrics_module, "LARGEST_BYTES", 3 * (tmp_path / "metrics.jsonl").stat().st_size - 1)
+    _write(tmp_path, range(2, 9), next_step=2)
+    assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl.1")] == [4, 5, 6]
+    assert [metrics.step for metrics in read_metrics(tmp_path / "metrics.jsonl")] == [7, 8]

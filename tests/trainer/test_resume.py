@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import cast
 
@@ -109,3 +110,13 @@ def test_two_fresh_runs_have_different_names_and_nothing_behind_them() -> None:
     one, other = fresh_run(), fresh_run()
     assert one.run != other.run
     assert (one.weights_version, one.steps, one.windows, one.ranks, one.merged) == (-1, 0, 0, (), {})
+
+
+def test_how_long_there_was_no_trainer_is_known_at_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = state(1)
+    saved = to_checkpoint(one, "run-1", FINGERPRINT, 1, 1, 8, (), {})
+    written_s = cast("float", saved.state["saved_s"])
+    monkeypatch.setattr(time, "time", lambda: written_s + 300.0)
+    assert restore(saved, state(2)).away_s == 300.0
+    monkeypatch.setattr(time, "time", lambda: written_s - 300.0)  # a clock that was set back
+    assert restore(saved, state(2)).away_s == 0.0

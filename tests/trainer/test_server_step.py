@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from common.mixture_memory import MixtureMemory
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
 from trainer.objective import Hybrid
-from trainer.server_step import ServerStep
+from trainer.server_step import NotFiniteError, ServerStep
 from trainer.temporal_buffer import TemporalBuffer
 
 CUT = 5
@@ -110,3 +111,15 @@ def test_before_the_mixture_has_started_there_are_simply_none() -> None:
     cold, plain = server_step(drawn(MixtureMemory(), 16))[0], server_step(None)[0]
     one, other = cold.run(batch(), learning_rate=1e-3), plain.run(batch(), learning_rate=1e-3)
     assert torch.equal(one.terms.total, other.terms.total)
+
+
+def test_a_batch_without_a_finite_gradient_leaves_weights_and_moments_as_they_are() -> None:
+    step, encoder = server_step(None)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    poisoned = [replace(part, activations=torch.zeros_like(part.activations)) for part in batch()]
+    poisoned[0].activations.fill_(1e38)
+    with pytest.raises(NotFiniteError, match="is not finite"):
+        step.run(poisoned, learning_rate=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    step.run(batch(), learning_rate=1e-3)
+    assert all(bool(value.isfinite().all()) for value in encoder.state_dict().values())

@@ -113,8 +113,6 @@ def test_the_devices_that_are_silent_longest_are_forgotten() -> None:
         _add(buffer, [(device, 0, 0.0)], _z(1))
     alive = [device for device in "abcd" if len(_edges(buffer, [(device, 0, 1.0)], _z(1)).weights)]
     assert alive == ["a", "c", "d"]
-    buffer.forget("a")
-    assert len(_edges(buffer, [("a", 0, 1.0)], _z(1)).weights) == 0
 
 
 def test_columns_of_different_length_are_refused() -> None:

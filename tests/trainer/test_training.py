@@ -20,8 +20,8 @@ from trainer.batcher import Part
 from trainer.captured import Captured
 from trainer.hybrid_loss import HybridLossResult
 from trainer.merging import MergePlan
-from trainer.metrics import MetricsLog
-from trainer.server_step import ServerResult, ServerStep
+from trainer.metrics import MetricsLog, read_metrics
+from trainer.server_step import NotFiniteError, ServerResult, ServerStep
 from trainer.training import Training
 from trainer.weights import WeightsLedger
 
@@ -47,12 +47,16 @@ class Computed:
 
 
 def answers(folder: Path, codec: str, gradients: dict[str, torch.Tensor]) -> dict[str, messages.Gradient]:
+    return answers_of(folder, codec, Computed(list(gradients.values())), list(gradients))
+
+
+def answers_of(folder: Path, codec: str, step: object, devices: Sequence[str]) -> dict[str, messages.Gradient]:
     link, encoder = FakeLink(), build_encoder("mobile", seed=0)
     with MetricsLog(folder, tensorboard=False) as log:
         Training(
             link=link.as_link,
             topics=TOPICS,
-            server_step=cast("ServerStep", Computed(list(gradients.values()))),
+            server_step=cast("ServerStep", step),
             ledger=WeightsLedger(encoder, version=0, discount=0.5, local_cap=1, trim=0.0, captured=Captured(None)),
             mixture=MixtureMemory(dim=DIM),
             screening=None,
@@ -65,9 +69,9 @@ def answers(folder: Path, codec: str, gradients: dict[str, torch.Tensor]) -> dic
             embedding_ms_p95=lambda: None,
             steps=0,
             windows=0,
-        ).train([part(device) for device in gradients])
+        ).train([part(device) for device in devices])
     decoded = {one.topic: messages.decode(messages.Gradient, one.payload) for one in link.published}
-    return {device: decoded[TOPICS.gradient(device)] for device in gradients}
+    return {device: decoded[TOPICS.gradient(device)] for device in devices}
 
 
 @pytest.mark.parametrize("codec", ["fp16", "fp16-zlib"])
@@ -82,3 +86,18 @@ def test_a_gradient_that_the_codec_cannot_say_ends_no_training_and_keeps_nobody_
     assert told["pi"].tensor is not None
     assert torch.equal(decode(told["pi"].tensor), usual)
     assert caplog.text.count("steep learns nothing from a part, its gradient cannot be sent: a value") == 1
+
+
+class Unlearnable:
+    """A server step whose gradient is not finite."""
+
+    def run(self, parts: Sequence[Part], *, learning_rate: float) -> ServerResult:
+        raise NotFiniteError("the gradient is not finite")
+
+
+def test_a_batch_that_cannot_be_learned_from_is_rejected_and_not_counted(tmp_path: Path) -> None:
+    told = answers_of(tmp_path, "fp16", Unlearnable(), ["a", "b"])
+    assert {device: (one.result, one.reason) for device, one in told.items()} == dict.fromkeys(
+        "ab", ("rejected", "the gradient is not finite")
+    )
+    assert read_metrics(tmp_path / "metrics.jsonl") == []

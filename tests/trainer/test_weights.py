@@ -13,7 +13,7 @@ from common.encoder import Encoder, build_encoder
 from common.split import block_parameters, block_state, client_names, load_block, names
 from trainer.batcher import Part
 from trainer.captured import WINDOW_S, Captured
-from trainer.clipping import TIMES_THE_BLOCK, TIMES_THE_OTHERS
+from trainer.clipping import MERGES_REMEMBERED, TIMES_THE_BLOCK, TIMES_THE_OTHERS
 from trainer.merge_optimizer import ACCUMULATION_RATE, MergeOptimizer
 from trainer.weights import CAPTURED_SLACK, DEVICES_REMEMBERED, LEFT_OUT_AT_MOST, Contribution, WeightsLedger
 
@@ -616,3 +616,49 @@ def test_of_a_block_that_a_device_keeps_back_the_windows_stay_counted_until_it_c
     trainer.merge()
     trainer.assert_moved("2", [(6 / 10, a["2"]), (4 / 10, b["2"])])
     trainer.assert_moved("stem", [(6 / 8, a["stem"]), (2 / 8, b["stem"])])
+
+
+def test_what_a_device_learned_while_there_was_no_trainer_can_have_been_captured() -> None:
+    encoder, now_s = build_encoder("mobile", seed=0), 50.0
+    shares = []
+    for away in (0.0, 300.0):
+        ledger = WeightsLedger(
+            encoder,
+            version=4,
+            discount=0.5,
+            local_cap=1000,
+            trim=0.0,
+            captured=Captured(lambda: now_s),
+            away_windows=away,
+        )
+        ledger.count([part("a", 3), part("b", 5)])
+        ledger.offer(contribution("a", changes(encoder, ["stem"], 1), base=4, local=300))
+        ledger.offer(contribution("b", changes(encoder, ["stem"], 2), base=4))
+        shares.append(ledger._weights("stem")["a"])
+    assert shares[0] < 0.99 < shares[1] == pytest.approx(301 / 302)
+
+
+def test_a_device_that_sends_nothing_for_a_while_does_not_silence_the_others() -> None:
+    trainer = Trainer()
+    for version in range(MERGES_REMEMBERED):
+        trainer.ledger.count([part("idle", 3)])
+        nothing = {"stem": {key: torch.zeros_like(value) for key, value in trainer.start["stem"].items()}}
+        trainer.ledger.offer(contribution("idle", nothing, base=START_VERSION + version))
+        trainer.merge()
+    change = changes(trainer.encoder, ["stem"], 1)
+    trainer.ledger.count([part("a", 3)])
+    trainer.ledger.offer(contribution("a", change, base=START_VERSION + MERGES_REMEMBERED))
+    trainer.merge()
+    trainer.assert_moved("stem", [(1.0, change["stem"])])
+
+
+def test_next_to_nothing_does_not_silence_the_others_for_good() -> None:
+    trainer, version = Trainer(), START_VERSION
+    change = changes(trainer.encoder, ["stem"], 1)
+    tiny = {"stem": {key: 1e-30 * value for key, value in change["stem"].items()}}
+    for blocks in [tiny] * MERGES_REMEMBERED + [change] * 30:
+        trainer.ledger.count([part("a", 3)])
+        trainer.ledger.offer(contribution("a", blocks, base=version))
+        trainer.merge()
+        version += 1
+    assert trainer.ledger.clipping.clipped == 0
