@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from broker.start import CHOICES, LOOPBACK, open_broker
+from common.arguments import between
 from common.config import EXIT_CONFIG
 from common.errors import ConfigError
 from common.process import prepare_folder, stop_on_signals
@@ -42,13 +43,6 @@ def _until(ended: threading.Event, pid: int | None) -> int:
     return 0
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65_535:
-        raise argparse.ArgumentTypeError(f"{port}: allowed are 0 to 65535")
-    return port
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -56,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--broker", default="auto", help='"auto", "embedded" or "mosquitto"')
     parser.add_argument("--host", default=LOOPBACK, help="the embedded broker takes loopback addresses only")
-    parser.add_argument("--port", type=_port, default=1883, help="0 takes a free one")
+    parser.add_argument("--port", type=between(int, 0, 65_535), default=1883, help="0 takes a free one")
     parser.add_argument("--directory", type=Path, default=None, help="where configuration and log go")
     arguments = parser.parse_args(argv)
     return run(choice=arguments.broker, host=arguments.host, port=arguments.port, directory=arguments.directory)

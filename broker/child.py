@@ -19,9 +19,12 @@ STOP_TIMEOUT_S = 5.0
 
 
 def free_port(host: str) -> int:
-    """A port that was free a moment ago."""
+    """A port that was free a moment ago. Raises ConfigError for an address that is not this machine's."""
     with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigError(f"{host}: {error.strerror or error}") from error
         port: int = probe.getsockname()[1]
         return port
 

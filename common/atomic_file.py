@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,11 +18,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: the file cannot be written.
     """
     temporary = path.with_name(path.name + SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # what a full disk did take is room for others
+            temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

@@ -47,6 +47,8 @@ UNSENT_BYTES = 131_072  # how far the kernel may run ahead of the wire: the most
 SEND_BURST_BYTES = 65_536
 READ_BURST = 64
 UNSUPPORTED_PROTOCOL = 132
+TAKEN_OVER = 142  # not every Mosquitto says so
+SUSPICIOUS = 3  # connections in a row that did not live long
 MQTT_5, MQTT_311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 
 log = logging.getLogger("streamsplit.link")
@@ -125,6 +127,8 @@ class Connection:
         self._protocol = MQTT_5
         self._proven = False
         self._answered = False
+        self._told: str | None = None
+        self._short_lived = 0
         self._client = self._make_client()
         self.thread = threading.Thread(target=self._run, name=f"link-{state.client_id}", daemon=True)
 
@@ -152,13 +156,25 @@ class Connection:
             if self._open():
                 self._serve()
                 self._state.now_disconnected()
-                if self._answered and time.monotonic() - started_s >= STABLE_S:
+                stable = time.monotonic() - started_s >= STABLE_S
+                self._short_lived = self._short_lived + 1 if self._answered and not stable else 0
+                if self._answered and stable:
                     backoff.reset()
                 if not self._answered and not self._proven:
                     self._change_protocol()
                     if self._protocol == MQTT_311:
                         continue
+            self._tell_trouble()
             self._state.stopping.wait(backoff.next_s())
+
+    def _tell_trouble(self) -> None:
+        """Say what is wrong, once as long as it stays the same."""
+        trouble = self._state.last_error
+        if trouble is not None and self._short_lived >= SUSPICIOUS:
+            trouble = f"{trouble}; again and again soon after it was made: is another client called so, too?"
+        if trouble is not None and trouble != self._told and not self._state.stopping.is_set():
+            log.warning("%s: no connection: %s", self._state.client_id, trouble)
+            self._told = trouble
 
     def _change_protocol(self) -> None:
         # The new client cannot know what the old one had in flight; retained topics are all sent again anyway.
@@ -322,6 +338,8 @@ class Connection:
                 self._answered = True
             return
         self._answered = self._proven = True
+        self._told = None
+        log.info("%s: connected to %s, MQTT %s", self._state.client_id, self._where(), self.protocol)
         self._in_flight_limit = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
         subscriptions, dropped = self._state.now_connected(getattr(properties, "MaximumPacketSize", None))
         if dropped:
@@ -332,7 +350,9 @@ class Connection:
         self._state.announce()
 
     def _on_disconnect(self, _c: Any, _u: Any, _f: Any, reason: ReasonCode, _p: Any) -> None:
-        if reason.is_failure and self._state.connected:
+        if reason.value == TAKEN_OVER:
+            self._state.last_error = f"{self._where()}: another client is called {self._state.client_id}, too"
+        elif reason.is_failure and self._state.connected:
             self._state.last_error = f"{self._where()}: {reason}"
         elif not self._answered:
             self._state.last_error = f"{self._where()}: closed the connection before CONNACK"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import secrets
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
@@ -44,8 +47,30 @@ def prepare_folder(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{key} {folder}: {error.strerror}; allowed: a folder to write in") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key} {folder}: nothing may be written there; allowed: a folder to write in")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{key} {folder}: {error.strerror}; allowed: a folder to write in") from error
+
+
+@contextlib.contextmanager
+def claimed_folder(folder: Path, key: str) -> Iterator[None]:
+    """`prepare_folder`, and no other process has it for the duration of the ``with``, which ends with this one at last.
+
+    Raises:
+        ConfigError: as `prepare_folder`, and where another process has it.
+    """
+    prepare_folder(folder, key)
+    claim = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{key} {folder}: another process works there; allowed: a folder of its own") from error
+        yield
+    finally:
+        os.close(claim)
 
 
 def new_boot() -> str:

@@ -16,9 +16,9 @@ from common.errors import ConfigError
 from common.process import (
     EXIT_UNAVAILABLE,
     LinkOpener,
+    claimed_folder,
     new_boot,
     open_link,
-    prepare_folder,
     run_process,
     software,
     stop_on_signals,
@@ -41,10 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="the device's YAML file")
     options = parser.parse_args(arguments)
     try:
-        return run_process(lambda: listen(config.load_device(options.config), stop_on_signals()))
+        return run_process(lambda: _listen_alone(config.load_device(options.config), stop_on_signals()))
     except NeverReady as error:
         print(error, file=sys.stderr)
         return EXIT_UNAVAILABLE
+
+
+def _listen_alone(settings: DeviceConfig, stop: threading.Event) -> None:
+    with claimed_folder(settings.state_directory, "state_directory"):
+        listen(settings, stop)
 
 
 def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener = open_link) -> None:
@@ -52,7 +57,6 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
     torch.set_num_threads(1)
     boot, fingerprint = new_boot(), config.fingerprint(settings.fleet)
     topics = Topics(settings.fleet.fleet)
-    prepare_folder(settings.state_directory, "state_directory")
     source = build_source(settings)  # first: a folder that cannot be used is said before anything is started
     shaped, stretch = play_link(settings), play_speed(settings)
     journal = Journal(settings.state_directory / "steps.jsonl")

@@ -147,6 +147,8 @@ class Mailbox:
         known = self.trainer
         if status.state == "lost" and not incoming.retained and known is not None and known.boot != status.boot:
             return  # a late will of an earlier boot; what is retained is the latest, whoever it speaks of
+        if known is None or (known.state, known.boot) != (status.state, status.boot):
+            LOG.info("the trainer is %s", status.state)
         self.trainer = status
         if status.state == "ready":
             self.other_fingerprint = status.fingerprint if status.fingerprint != self._fingerprint else None

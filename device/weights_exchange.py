@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from common import messages, weights_file
-from common.atomic_file import SUFFIX
 from common.change_blob import State
 from common.chunks import split
 from common.codec import digest
@@ -172,8 +170,6 @@ class WeightsExchange:
             self._mixture.save()
         except OSError as error:
             LOG.warning("%s: what was learned is not kept: %s", self._path.parent, error.strerror)
-            with contextlib.suppress(OSError):  # what a full disk did take is room for others
-                self._path.with_name(self._path.name + SUFFIX).unlink(missing_ok=True)
         self._saved_version = self._replica.version  # also where it was not: the next try is as seldom
 
     def load(self) -> bool:

@@ -130,3 +130,34 @@ def test_the_service_runs_a_verb_by_its_name_and_stays_down_where_the_configurat
     assert settings["ExecStart"].split()[1:] == ["%i", "/etc/streamsplit/%i.yaml"]
     assert {"trainer", "device"} <= set(streamsplit.VERBS)
     assert int(settings["RestartPreventExitStatus"]) == EXIT_CONFIG
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train-policy", "--rounds", "0"],
+        ["train-policy", "--updates", "0"],
+        ["train-policy", "--min-cut", "12"],
+        ["train-policy", "--uncertainty-weight", "3"],
+        ["policy", "fleet.yaml", "--policy", "p", "--drawn", "0"],
+        ["policy", "fleet.yaml", "--policy", "p", "--tolerance", "-1"],
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_with_what_is_allowed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        streamsplit.main(arguments)
+    assert done.value.code == 2
+    assert "allowed are" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_and_a_host_that_is_not_ours_are_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert streamsplit.main(["plan", "--png", str(tmp_path / "file" / "x.png")]) == 78
+    assert streamsplit.main(["plan", "--png", str(tmp_path / "x.nothing")]) == 78
+    assert "x.nothing" in (said := capsys.readouterr().err)
+    assert "x.png" in said
+    assert streamsplit.main(["broker", "--broker", "embedded", "--host", "127.0.0.300", "--port", "0"]) == 78

@@ -16,10 +16,10 @@ from common.config_trainer import TrainerConfig
 from common.errors import ConfigError
 from common.process import (
     LinkOpener,
+    claimed_folder,
     keep_freed_memory,
     new_boot,
     open_link,
-    prepare_folder,
     run_process,
     software,
     stop_on_signals,
@@ -42,13 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="streamsplit trainer", description="Train with a fleet of devices.")
     parser.add_argument("config", type=Path, help="the trainer's YAML file")
     options = parser.parse_args(arguments)
-    return run_process(lambda: train(config.load_trainer(options.config), stop_on_signals()))
+    return run_process(lambda: _train_alone(config.load_trainer(options.config), stop_on_signals()))
+
+
+def _train_alone(settings: TrainerConfig, stop: threading.Event) -> None:
+    with claimed_folder(settings.state_directory, "state_directory"):
+        train(settings, stop)
 
 
 def train(settings: TrainerConfig, stop: threading.Event, *, connect: LinkOpener = open_link) -> None:
     """Build every part from the settings and run the loop; ``connect`` opens its link."""
     compute = _compute(settings.compute)
-    prepare_folder(settings.state_directory, "state_directory")
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
     fleet = settings.fleet

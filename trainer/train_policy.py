@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from rich.progress import Progress as ProgressBar
 
+from common.arguments import between
 from common.atomic_file import write_atomically
 from common.config import EXIT_CONFIG
+from common.config_types import ENCODER_DEPTH
 from common.errors import ConfigError
 from common.process import prepare_folder
 from trainer.link_traces import Split, read_split
@@ -31,12 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", default="mobile", help="whose cuts are chosen (default mobile)")
     parser.add_argument("--compute", type=Path, help="its profile by streamsplit profile; default: the shipped one")
     parser.add_argument("--out", type=Path, default=Path("policy"), help="folder for what is written (default policy)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=Plan().rounds, help="of imitating the oracle")
-    parser.add_argument("--updates", type=int, default=Plan().updates, help="from rewards, of 8,192 decisions each")
-    parser.add_argument("--min-cut", type=int, default=Plan().min_cut, help="the floor of the simulated devices")
+    parser.add_argument("--seed", type=between(int, 0), default=0)
+    parser.add_argument("--rounds", type=between(int, 1), default=Plan().rounds, help="of imitating the oracle")
     parser.add_argument(
-        "--uncertainty-weight", type=float, default=RewardWeights().uncertainty_weight, help="0 to 1 (default 0)"
+        "--updates", type=between(int, 1), default=Plan().updates, help="from rewards, of 8,192 decisions each"
+    )
+    parser.add_argument(
+        "--min-cut",
+        type=between(int, 0, ENCODER_DEPTH),
+        default=Plan().min_cut,
+        help="the floor of the simulated devices",
+    )
+    parser.add_argument(
+        "--uncertainty-weight",
+        type=between(float, 0.0, 1.0),
+        default=RewardWeights().uncertainty_weight,
+        help="0 to 1 (default 0)",
     )
     given = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -25,6 +26,7 @@ from trainer.server_step import NotFiniteError, ServerResult, ServerStep
 from trainer.weights import WeightsLedger
 
 LOG = logging.getLogger(__name__)
+TOLD_EVERY_S = 60.0  # a line in the log at most so often
 ERROR_STRIDE = 8  # the quantisation error of every eighth gradient tells as much as that of all
 
 
@@ -64,6 +66,7 @@ class Training:
         self._device_rate = device_rate
         self._embedding_ms_p95 = embedding_ms_p95
         self._unsayable: set[str] = set()  # devices with a gradient that the codec could not say: told once
+        self._told_s = -math.inf
         self.steps = steps
         self.windows = windows
 
@@ -191,3 +194,14 @@ class Training:
             embedding_ms_p95=self._embedding_ms_p95(),
         )
         self._log.write(metrics)
+        self._tell(metrics)
+
+    def _tell(self, metrics: StepMetrics) -> None:
+        """A line now and then for whoever looks at the log."""
+        now_s = time.monotonic()
+        if now_s >= self._told_s + TOLD_EVERY_S:
+            self._told_s = now_s
+            LOG.info(
+                "step %d: %d windows, weights version %d, %d devices in the batch, loss %.3f",
+                metrics.step, metrics.windows, metrics.weights_version, metrics.devices, metrics.loss_total,
+            )  # fmt: skip

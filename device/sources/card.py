@@ -50,7 +50,7 @@ def import_sounddevice() -> Any:
     try:
         return importlib.import_module("sounddevice")
     except ModuleNotFoundError as error:
-        raise ConfigError('a microphone needs the extra "microphone": pip install "streamsplit[microphone]"') from error
+        raise ConfigError('a microphone needs the extra "microphone": make setup EXTRAS=microphone') from error
     except OSError as error:  # the package is there, the library it loads is not
         raise ConfigError(f"a microphone needs PortAudio ({error}): apt install libportaudio2") from error
 

@@ -54,3 +54,10 @@ def test_the_file_is_on_the_disk_before_its_name_and_the_name_before_it_returns(
     monkeypatch.setattr(Path, "replace", noted_replace)
     write_atomically(tmp_path / "a.bin", b"content")
     assert happened == ["file", "rename", "folder"]
+
+
+def test_of_a_write_that_the_disk_refuses_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_atomically(tmp_path / "folder", b"content")
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import socket
 import ssl
@@ -447,3 +448,23 @@ def test_a_message_larger_than_asked_for_stays_at_an_mqtt_5_broker(links: Links)
     assert first is not None
     assert first.topic == ("data/fits" if small.protocol == "5" else "data/large")
     assert small.counters().last_error is None
+
+
+@needs_mosquitto
+def test_two_links_of_one_name_and_a_lost_broker_are_said_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "streamsplit.link")
+    with open_broker("mosquitto", directory=tmp_path) as broker:
+        links = Links(broker)
+        links.make("twin")
+        links.make("twin")
+        eventually(lambda: "is another client called so, too?" in caplog.text, "the first is told")
+        links.stop()
+        caplog.clear()
+        left = Links(broker)
+        link = left.make("alone")
+        assert f"alone: connected to 127.0.0.1:{port_of(broker)}, MQTT 5" in caplog.text
+    assert link.wait_disconnected(SOON_S)
+    eventually(lambda: "alone: no connection: 127.0.0.1:" in caplog.text, "the loss is told")
+    left.stop()

@@ -119,3 +119,11 @@ def test_its_memory_is_bounded_and_survives_a_checkpoint() -> None:
     guard = CollapseGuard([float(i) for i in range(1, 200)])
     assert guard.accepted_ranks() == [float(i) for i in range(200 - MEMORY, 200)]
     assert CollapseGuard(guard.accepted_ranks()).accepted_ranks() == guard.accepted_ranks()
+
+
+def test_a_slow_drift_is_learning_and_does_not_end_in_refusals() -> None:
+    encoder = build_encoder("mobile", seed=0)
+    rank = CollapseGuard().accepts(encoder).effective_rank
+    drift = [2.2 * rank - 0.06 * rank * merge for merge in range(20)]  # from 2.2 times to 1.06 times the encoder's
+    assert CollapseGuard([2.2 * rank] * 27 + drift).accepts(encoder).ok
+    assert not CollapseGuard([2.2 * rank] * 27).accepts(encoder).ok

@@ -14,6 +14,7 @@ from common.codec import digest
 from common.topics import Topics
 from tests.fakes import FakeLink
 from trainer.assembly import Surroundings, build_ledger, build_loop
+from trainer.collapse_guard import Verdict
 from trainer.initial_state import build_state
 from trainer.metrics import MetricsLog
 from trainer.presence import TrainerPresence
@@ -33,6 +34,7 @@ class Loop:
         settings = config.load_trainer(file)
         fingerprint, cpu, link = config.fingerprint(settings.fleet), torch.device("cpu"), FakeLink().as_link
         state, self.progress = build_state(settings, cpu), fresh_run()
+        self.state = state
         presence = TrainerPresence(link, TOPICS, boot=OWN, run=self.progress.run, fingerprint=fingerprint)
         self.ledger = build_ledger(settings, state, self.progress, version=0)
         log = MetricsLog(settings.state_directory, tensorboard=False)
@@ -65,3 +67,14 @@ def test_a_device_whose_change_is_refused_has_answered_and_no_merge_waits_for_it
 def test_a_change_of_a_boot_that_nobody_knows_answers_for_nobody(trainer: Loop) -> None:
     trainer.collect(boot="f" * 16)
     assert trainer.ledger.offered == ()
+
+
+def test_after_several_refused_merges_the_optimizers_begin_anew(trainer: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer.state.optimizers.step(["0"], 1e-3)
+    verdicts = iter([False, False, True, False, False, False])
+    monkeypatch.setattr(trainer.loop._guard, "accepts", lambda _: Verdict(next(verdicts), 1.0, None, "made up"))
+    kept = []
+    for _ in range(6):
+        trainer.loop._merge()
+        kept.append(bool(trainer.state.optimizers.taken))
+    assert kept == [True] * 5 + [False]
