@@ -94,6 +94,7 @@ def build_ledger(settings: TrainerConfig, state: State, progress: Progress, *, v
         optimizer=state.merging,
         captured=Captured(None if settings.speed == "fast" else time.monotonic),
         merged=progress.merged,
+        periods=merge_periods(state.encoder, fleet.values_per_merge) if fleet.accumulates else None,
         away_windows=0.0 if settings.speed == "fast" else progress.away_s / WINDOW_S,
     )
 

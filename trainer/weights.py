@@ -64,11 +64,13 @@ class WeightsLedger:
         merged: Mapping[str, tuple[str, int]] | None = None,
         rounds: bool = False,
         away_windows: float = 0.0,
+        periods: Mapping[str, int] | None = None,
     ) -> None:
         """``rounds``: no parts are seen (mode federated); the others' claims bound what a device can have captured.
 
         ``optimizer``: takes that change as summed gradients, and a step with them; None: the change itself is taken.
-        ``away_windows``: that passed while there was no trainer.
+        ``away_windows``: that passed while there was no trainer. ``periods``: block -> in every how many-th version it
+        goes out where the trainer alone has trained it; None: in every one.
         """
         self._rounds = rounds
         self._optimizer = optimizer
@@ -91,7 +93,9 @@ class WeightsLedger:
         self.merged: dict[str, tuple[str, int]] = dict(merged or {})
         self._merged_in = dict.fromkeys(self.merged, version)
         self.version = version
-        self.moved = frozenset(self._master)  # the blocks that are not in the latest version what they were before
+        self._periods = dict(periods or {})
+        self._kept_back: frozenset[str] = frozenset()  # moved by the trainer alone, and not due
+        self.moved = frozenset(self._master)  # the blocks that go out with the latest version
 
     def count(self, parts: Sequence[Part]) -> None:
         """Count a batch: each part for its device below its cut and for the trainer from there on."""
@@ -137,15 +141,22 @@ class WeightsLedger:
     def commit(self, merged: dict[str, State]) -> None:
         """Make ``merged`` the next version and start counting anew for those that took part."""
         self._master = {name: {key: value.clone() for key, value in state.items()} for name, state in merged.items()}
-        self.moved = frozenset(name for name in merged if self._weights(name))
+        waiting = self._kept_back | {name for name in merged if self._weights(name)}
+        self.moved = frozenset(name for name in waiting if self._goes_out(name))
+        self._kept_back = waiting - self.moved
         if self._optimizer is not None:
             self._optimizer.settle()
         self._next_version()
 
     def refuse(self) -> None:
         """Publish the last good weights again instead: devices drop a refused change that ``merged`` names."""
-        self.moved = frozenset(self._master)
+        self.moved, self._kept_back = frozenset(self._master), frozenset()
         self._next_version()
+
+    def _goes_out(self, name: str) -> bool:
+        """Devices that follow a block need not have the trainer's every step of it, but what they gave is named."""
+        by_devices = any(self._changes(device, name) for device in self._taken())
+        return by_devices or (self.version + 1) % self._periods.get(name, 1) == 0
 
     def _next_version(self) -> None:
         taken = self._taken()

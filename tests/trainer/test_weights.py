@@ -662,3 +662,23 @@ def test_next_to_nothing_does_not_silence_the_others_for_good() -> None:
         trainer.merge()
         version += 1
     assert trainer.ledger.clipping.clipped == 0
+
+
+def test_what_the_trainer_alone_trained_goes_out_when_it_is_due_and_what_devices_gave_at_once() -> None:
+    encoder = build_encoder("mobile", seed=0)
+    ledger = WeightsLedger(
+        encoder, version=0, discount=0.5, local_cap=1, trim=0.0, captured=Captured(lambda: 1e6),
+        periods=dict.fromkeys(names(encoder), 3),
+    )  # fmt: skip
+    gone_out = []
+    for version in range(6):
+        if version != 4:
+            ledger.count([part("a", 7)])  # the last block and the head are the trainer's
+        if version == 3:
+            ledger.offer(contribution("a", changes(encoder, ["stem"], 1), base=version))
+        ledger.commit(ledger.preview())
+        gone_out.append(ledger.moved)
+    own = {"7", "head"}
+    assert gone_out == [set(), set(), own, {"stem"}, set(), own], "of versions 1 to 6; block 7 moved before version 5"
+    ledger.refuse()
+    assert ledger.moved == set(names(encoder))
