@@ -136,7 +136,7 @@ def test_the_service_runs_a_verb_by_its_name_and_stays_down_where_the_configurat
     "arguments",
     [
         ["train-policy", "--rounds", "0"],
-        ["train-policy", "--updates", "0"],
+        ["train-policy", "--updates", "-1"],
         ["train-policy", "--min-cut", "12"],
         ["train-policy", "--uncertainty-weight", "3"],
         ["policy", "fleet.yaml", "--policy", "p", "--drawn", "0"],

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=between(int, 0), default=0)
     parser.add_argument("--rounds", type=between(int, 1), default=Plan().rounds, help="of imitating the oracle")
     parser.add_argument(
-        "--updates", type=between(int, 1), default=Plan().updates, help="from rewards, of 8,192 decisions each"
+        "--updates", type=between(int, 0), default=Plan().updates, help="from rewards, of 8,192 decisions each"
     )
     parser.add_argument(
         "--min-cut",

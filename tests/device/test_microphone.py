@@ -170,7 +170,7 @@ def test_without_sounddevice_the_operator_is_told_what_to_install(monkeypatch: p
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"streamsplit\[microphone\]"):
+    with pytest.raises(ConfigError, match="make setup EXTRAS=microphone"):
         MicrophoneSource()
 
 

