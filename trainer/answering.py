@@ -34,8 +34,8 @@ EMBEDDING_CODEC = Codec.parse("int8")  # 192 values: the error is below 1 %, the
 LOG = logging.getLogger(__name__)
 INBOX_CAPACITY = 4096
 IDLE_S = 0.2
-# Peaks are above 1 at every cut of every encoder, ESC-10 and digital silence alike (measured). Where nothing comes in, a
-# fresh encoder's normalisations divide by nothing.
+# Peaks are above 1 at every cut of every encoder, ESC-10 and digital silence alike (measured). Where nothing comes in,
+# a fresh encoder's normalisations divide by nothing.
 SMALLEST_PEAK = 1e-6
 LARGEST_ACTIVATION = 1e6  # behind a normalisation they are below 100; squares of far larger ones leave float32
 LONGEST_DEADLINE_S = 60.0  # what a device may ask of all the others

@@ -30,7 +30,7 @@ from trainer.policy_learning import FleetLearner
 from trainer.policy_pretraining import Plan
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import CutCosts, Tables
-from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
+from trainer.simulated_fleet import encoder_costs, shipped_fleet_tables
 
 LOG = logging.getLogger("policy")
 WAIT_S = 0.5
@@ -156,9 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def judging_tables(costs: CutCosts, split: Split) -> list[Tables]:
-    """The training traces that a new policy is judged by, for every shipped board, whatever blocks it follows."""
-    boards = [shipped_board(name) for name in BOARDS]
-    return fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, boards=boards, follows=(False, True))
+    """The training traces that a new policy is judged by."""
+    return shipped_fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps)
 
 
 def learn(

@@ -43,6 +43,12 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
     )
 
 
+def shipped_fleet_tables(traces: Sequence[tuple[TraceKind, int]], costs: CutCosts, *, steps: int) -> list[Tables]:
+    """`fleet_tables` of the shipped boards, which follow every block or those before the cut."""
+    boards = [shipped_board(name) for name in BOARDS]
+    return fleet_tables(traces, costs, steps=steps, boards=boards, follows=(False, True))
+
+
 def fleet_tables(
     traces: Sequence[tuple[TraceKind, int]],
     costs: CutCosts,

@@ -24,7 +24,7 @@ from trainer.policy_file import network_of, save_policy, to_message
 from trainer.policy_pretraining import Learned, Plan, Progress, before_updates, pretrain
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
-from trainer.simulated_fleet import BOARDS, encoder_costs, fleet_tables, shipped_board
+from trainer.simulated_fleet import encoder_costs, shipped_fleet_tables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,10 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def training_tables(encoder: str, compute: Path | None, split: Split) -> list[Tables]:
-    """The committed training traces, with the shipped boards, which follow every block or those before the cut."""
-    boards = [shipped_board(name) for name in BOARDS]
-    costs = encoder_costs(encoder, compute=compute)
-    return fleet_tables(split.training, costs, steps=split.steps, boards=boards, follows=(False, True))
+    """The committed training traces, with the shipped boards."""
+    return shipped_fleet_tables(split.training, encoder_costs(encoder, compute=compute), steps=split.steps)
 
 
 def summary(
