@@ -53,6 +53,12 @@ def _device(argv: list[str]) -> int:
     return run_device(argv)
 
 
+def _watch(argv: list[str]) -> int:
+    from trainer.watch import main as watch
+
+    return watch(argv)
+
+
 def _evaluate(argv: list[str]) -> int:
     from trainer.evaluate import main as evaluate
 
@@ -116,6 +122,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "broker-config": (_broker_config, "write configuration and ACL of a Mosquitto for a deployed fleet"),
     "trainer": (_trainer, "run the trainer of a fleet"),
     "device": (_device, "run one device of a fleet"),
+    "watch": (_watch, "show the devices of a running fleet in a live table"),
     "evaluate": (_evaluate, "score a checkpoint on labelled recordings"),
     "export": (_export, "write what was learned as one file that torch runs without this project"),
     "profile": (_profile, "measure what each block of an encoder costs on this machine"),

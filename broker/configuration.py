@@ -46,10 +46,10 @@ def for_deployment(fleet: FleetConfig, *, etc: str = DEBIANS_DIRECTORY) -> str:
     return users + _limits(fleet.max_message_bytes)
 
 
-def access_list(fleet: FleetConfig, *, trainer: str = "trainer", policy: str = "policy") -> str:
-    """Who may read and write which topics: the users of the trainer and of ``streamsplit policy``, and every device."""
+def access_list(fleet: FleetConfig, *, trainer: str = "trainer", policy: str = "policy", watch: str = "watch") -> str:
+    """Who may read and write which topics: the users of trainer, ``streamsplit policy`` and ``watch``, every device."""
     root = f"{ROOT}/{fleet.fleet}"
-    return _filled("deployed.acl", fleet=fleet.fleet, root=root, trainer=trainer, policy=policy)
+    return _filled("deployed.acl", fleet=fleet.fleet, root=root, trainer=trainer, policy=policy, watch=watch)
 
 
 def _limits(max_message_bytes: int) -> str:
@@ -83,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--etc", default=DEBIANS_DIRECTORY, help="where passwords, ACL and certificates will lie")
     parser.add_argument("--trainer", type=_user, default="trainer", metavar="USER", help="the trainer's user")
     parser.add_argument("--policy", type=_user, default="policy", metavar="USER", help="the policy process's user")
+    parser.add_argument("--watch", type=_user, default="watch", metavar="USER", help="the user of streamsplit watch")
     arguments = parser.parse_args(argv)
     try:
         fleet = load_fleet(arguments.fleet)
         prepare_folder(arguments.out, "--out")
         _write(arguments.out / "streamsplit.conf", for_deployment(fleet, etc=arguments.etc))
-        _write(
-            arguments.out / "streamsplit.acl", access_list(fleet, trainer=arguments.trainer, policy=arguments.policy)
-        )
+        users = access_list(fleet, trainer=arguments.trainer, policy=arguments.policy, watch=arguments.watch)
+        _write(arguments.out / "streamsplit.acl", users)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG

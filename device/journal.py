@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 MOST_TAKEN = 256  # windows in a line: without a link, and without local steps, nothing else would end it
+TOLD_EVERY_S = 600.0  # a line in the log at most so often
 LARGEST_BYTES = 256 * 2**20  # about a week of a device that sends everything: a disk must not fill up in a year
 Fate = int | Literal["local", "kept"]
 """What became of a window: sent at this cut (or `BEFORE_STEM`), kept by the splitter's word, or not worth sending."""
@@ -68,6 +69,7 @@ class Journal:
         self._process = psutil.Process()
         self._windows: list[list[object]] = []
         self._least_waiting: int | None = None
+        self._told_s = time.monotonic()
         self.totals = Totals()
         self._write(kind="start")
 
@@ -156,6 +158,7 @@ class Journal:
         )
 
     def _so_far(self, counters: LinkCounters) -> dict[str, object]:
+        self._tell(counters)
         windows, self._windows = self._windows, []
         waiting, self._least_waiting = self._least_waiting, None
         return {
@@ -173,6 +176,18 @@ class Journal:
             "bytes_down": counters.bytes_down,
             "bytes_of": dict(counters.kinds),
         }
+
+    def _tell(self, counters: LinkCounters) -> None:
+        """A sign of life in the log, with or without a link."""
+        if time.monotonic() < self._told_s + TOLD_EVERY_S:
+            return
+        self._told_s = time.monotonic()
+        so_far = self.totals
+        LOG.info(
+            "%d windows, %d of %d steps answered, %d local steps, %.1f MiB up, %.1f MiB down",
+            so_far.windows, so_far.steps["answered"], so_far.steps_sent, so_far.local_steps,
+            counters.bytes_up / 2**20, counters.bytes_down / 2**20,
+        )  # fmt: skip
 
     def _write(self, **values: object) -> None:
         line = json.dumps({"monotonic_s": round(time.monotonic(), 3), **values}) + "\n"

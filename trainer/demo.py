@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common import soundscape
 from common.link import Link
@@ -98,19 +99,27 @@ def train(options: DemoOptions, files: DemoFiles, broker_url: str, console: Cons
         RunFailed: one of them ended with an error.
     """
     link = Link(url=broker_url, client_id=f"{FLEET}-view-{os.getpid()}", is_data=is_data, data_capacity=4096)
-    view = FleetView(link, Topics(FLEET), devices=list(files.devices), windows=options.windows)
+    view = FleetView(link, Topics(FLEET), devices=list(files.devices))
+    progress = Progress(
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} windows"), BarColumn(), TimeRemainingColumn()
+    )
+    windows = progress.add_task("windows", total=options.windows)
+
+    def show(live: Live, timeout_s: float) -> None:
+        view.listen(timeout_s)
+        progress.update(windows, completed=view.windows)
+        live.update(Group(view.table(), progress))
+
     link.start()
     try:
         with _process("trainer", files.trainer, options.out) as trainer:
             with _devices(files, options.out) as devices, Live(console=console, refresh_per_second=2) as live:
                 while any(device.poll() is None for device in devices.values()):
-                    view.listen(REFRESH_S)
-                    live.update(Group(view.table(), view.progress))
+                    show(live, REFRESH_S)
                     _check("trainer", trainer, options.out, running=True)
                     for name, device in devices.items():
                         _check(name, device, options.out, running=False)
-                view.listen(0.0)
-                live.update(Group(view.table(), view.progress))
+                show(live, 0.0)
             trainer.send_signal(signal.SIGTERM)
             trainer.wait(TRAINER_STOP_S)
             _check("trainer", trainer, options.out, running=False)

@@ -1,67 +1,95 @@
-"""The live table of a fleet, from the telemetry that its devices publish."""
+"""The live table of a fleet, from the status and telemetry that its devices and its trainer publish."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from common import messages
 from common.errors import MessageError
-from common.link import Link
-from common.messages import DeviceStatus, Telemetry
+from common.link import Incoming, Link
+from common.messages import DeviceStatus, Telemetry, TrainerStatus
 from common.topics import Kind, Topics
 
 MIB = 2**20
 
 
-class FleetView:
-    """Listens to status and telemetry, and draws what it heard."""
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    telemetry: Telemetry
+    at_s: float
 
-    def __init__(self, link: Link, topics: Topics, *, devices: Sequence[str], windows: int) -> None:
+
+class FleetView:
+    """Listens to status and telemetry, and draws what it heard. ``devices``: those that are expected."""
+
+    def __init__(self, link: Link, topics: Topics, *, devices: Sequence[str] = ()) -> None:
         self._link = link
         self._topics = topics
-        self._telemetry: dict[str, Telemetry] = {}
+        self._heard: dict[str, _Heard] = {}
         self._states: dict[str, str] = dict.fromkeys(devices, "starting")
-        self._progress = Progress(
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} windows"), BarColumn(), TimeRemainingColumn()
-        )
-        self._task = self._progress.add_task("windows", total=windows)
+        self._trainer: TrainerStatus | None = None
         for kind in (Kind.STATUS, Kind.TELEMETRY):
             link.subscribe(topics.every_device(kind), qos=0)
+        link.subscribe(topics.trainer_status(), qos=0)
 
     @property
-    def progress(self) -> Progress:
-        """The bar beside the table."""
-        return self._progress
+    def windows(self) -> int:
+        """Windows that all devices together have captured, each since it started."""
+        return sum(heard.telemetry.windows for heard in self._heard.values())
 
     def listen(self, timeout_s: float) -> None:
-        """Take what came within ``timeout_s``."""
+        """Take what comes within ``timeout_s``, and whatever waits behind it."""
         incoming = self._link.receive(timeout_s)
         while incoming is not None:
             try:
-                address = self._topics.parse(incoming.topic)
-                assert address.device is not None
-                if address.kind is Kind.STATUS:
-                    self._states[address.device] = messages.decode(DeviceStatus, incoming.payload).state
-                else:
-                    self._telemetry[address.device] = messages.decode(Telemetry, incoming.payload)
+                self._take(incoming)
             except MessageError:
                 pass  # the trainer counts and reports what is malformed; a table has nothing to add
             incoming = self._link.receive(0.0)
-        self._progress.update(self._task, completed=sum(one.windows for one in self._telemetry.values()))
 
-    def table(self) -> Table:
-        """One line a device, in 80 columns. ``steps``: answered of sent; ``ms``: a step's median to the embedding."""
+    def _take(self, incoming: Incoming) -> None:
+        address = self._topics.parse(incoming.topic)
+        if address.kind is Kind.TRAINER_STATUS:
+            self._trainer = messages.decode(TrainerStatus, incoming.payload)
+        elif address.device is not None and address.kind is Kind.STATUS:
+            self._follow(address.device, incoming.payload)
+        elif address.device is not None:
+            self._heard[address.device] = _Heard(messages.decode(Telemetry, incoming.payload), incoming.received_s)
+
+    def _follow(self, device: str, payload: bytes) -> None:
+        if payload:
+            self._states[device] = messages.decode(DeviceStatus, payload).state
+        else:  # its retained status was taken away: the device has left the fleet
+            self._states.pop(device, None)
+            self._heard.pop(device, None)
+
+    def trainer(self) -> str:
+        """The trainer in one line."""
+        told = self._trainer
+        if told is None:
+            return "no trainer was heard of"
+        return f"trainer {told.state}, weights version {told.weights_version} of run {told.run}"
+
+    def table(self, *, now_s: float | None = None) -> Table:
+        """One line a device, in 80 columns. ``steps``: answered of sent; ``ms``: a step's median to the embedding.
+
+        ``now_s``, on this process's monotonic clock: a column more says how many seconds ago each was heard.
+        """
         table = Table(expand=False, padding=(0, 1, 0, 0), box=None, header_style="underline")
         for heading in ("device", "state"):
             table.add_column(heading, no_wrap=True)
-        for heading in ("cut", "windows", "steps", "late", "lost", "local", "loss", "MiB", "ms", "CPU"):
+        figures = ("cut", "windows", "steps", "late", "lost", "local", "loss", "MiB", "ms", "CPU")
+        for heading in figures if now_s is None else (*figures, "ago"):
             table.add_column(heading, justify="right", no_wrap=True)
         for device, state in sorted(self._states.items()):
-            heard = self._telemetry.get(device)
-            table.add_row(device, state, *(_cells(heard) if heard else ()))
+            heard = self._heard.get(device)
+            cells = _cells(heard.telemetry) if heard else [""] * len(figures)
+            if now_s is not None:
+                cells.append(f"{now_s - heard.at_s:.0f} s" if heard else "")
+            table.add_row(device, state, *cells)
         return table
 
 

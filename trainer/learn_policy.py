@@ -135,6 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--policy", type=Path, required=True, help="file to begin with, and to keep what was learned in"
     )
     parser.add_argument(
+        "--compute", type=Path, help="the encoder's profile by streamsplit profile; default: the shipped one"
+    )
+    parser.add_argument(
         "--drawn", type=between(int, 1), default=256, help="drawn decisions between two updates (default 256)"
     )
     parser.add_argument(
@@ -149,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config.load_fleet(given.fleet),
             stop_on_signals(),
             path=given.policy,
+            compute=given.compute,
             drawn_per_update=given.drawn,
             tolerance=given.tolerance,
         )
@@ -167,15 +171,16 @@ def learn(
     path: Path,
     drawn_per_update: int,
     tolerance: float,
+    compute: Path | None = None,
     connect: LinkOpener = open_link,
 ) -> None:
-    """Build the process from the settings and run it; ``connect`` opens its link.
+    """Build the process from the settings and run it; ``connect`` opens its link, ``compute`` as in `encoder_costs`.
 
     Raises:
-        ConfigError: no policy in ``path``, or one for another encoder.
+        ConfigError: no policy in ``path``, or one for another encoder; no measured times of the encoder.
     """
     torch.set_num_threads(1)
-    costs = encoder_costs(fleet.encoder)
+    costs = encoder_costs(fleet.encoder, compute=compute)
     update, network = load_policy(path, actions=costs.depth + 2)
     if update.encoder != fleet.encoder:
         raise ConfigError(f"{path}: a policy for {update.encoder}, the fleet's encoder is {fleet.encoder}")

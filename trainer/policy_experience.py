@@ -75,7 +75,7 @@ class Experience:
     def offer(self, device: str, telemetry: Telemetry, *, at_s: float) -> Reported | None:
         """Take a device's telemetry, which came ``at_s`` on a monotonic clock; the decision it completed, if it did."""
         last = self._last.get(device)
-        if telemetry.embedding_ms is None and (last is None or not _steps(telemetry) > _steps(last)):
+        if telemetry.embedding_ms is None and (last is None or telemetry.steps_sent <= last.steps_sent):
             return None  # news of load, link or cut: how the decision went is told when its step is over, or never
         if last is not None and last.boot == telemetry.boot and telemetry.decision_seq <= last.decision_seq:
             return None  # said again, or late
@@ -161,10 +161,6 @@ class Experience:
             w=w,
         )
         return max(LEAST_WORTH, float(worth[0]))
-
-
-def _steps(told: Telemetry) -> int:
-    return told.steps_sent + told.local_steps
 
 
 def _paused(before: Telemetry, now: Telemetry, waited_s: float) -> bool:

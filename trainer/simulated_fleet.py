@@ -9,6 +9,7 @@ from common.compute_profile import load
 from common.config import PROFILES, load_profile
 from common.config_fleet import FleetConfig
 from common.encoder import Encoder, build_encoder
+from common.errors import ConfigError
 from common.power_model import PowerModel
 from common.topics import Topics
 from trainer.link_traces import KINDS, TraceKind, generate
@@ -32,11 +33,18 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
 
     Raises:
         ConfigError: there is no such file, or it is not one that ``streamsplit profile`` wrote.
+        ValueError: no such encoder.
     """
     encoder: Encoder = build_encoder(name, seed=0)
+    shipped = COMPUTE / f"{name}.json"
+    if compute is None and not shipped.exists():
+        raise ConfigError(
+            f"no measured times of {name} are shipped: `streamsplit profile --encoder {name} --out FILE` measures, "
+            "--compute FILE reads them"
+        )
     return cut_costs(
         encoder,
-        load(compute or COMPUTE / f"{name}.json"),
+        load(compute or shipped),
         values_per_merge=FleetConfig.model_fields["values_per_merge"].default,
         topics=TOPICS,
         device=DEVICE,

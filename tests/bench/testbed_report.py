@@ -142,7 +142,9 @@ def report(result: Mapping[str, Any]) -> str:
         f"{_number(result['energy_fraction_by_air_time'])} ({_pair('energy_fraction_by_air_time_range', result)})."
     )
     answered = (
-        "Waiting for the trainer's answer alone, on windows that are sent: "
+        "Most windows that are sent are cut after the last block: the trainer has no embedding to answer with."
+        if result["latency_ratio_answered_p50"] is None
+        else "Waiting for the trainer's answer alone, on windows that are sent: "
         f"{_number(result['latency_ratio_answered_p50'])} times shorter at the median."
     )
     where = (

@@ -20,7 +20,7 @@ from common.topics import ROOT, Topics
 from tests.brokers import SOON_S, Links, eventually, needs_mosquitto
 from tests.fleet import NAME, Fleet
 
-USERS = ("trainer", "policy", "a", "b")
+USERS = ("trainer", "policy", "watch", "a", "b")
 TOPICS = Topics(NAME)
 EVERYTHING = f"{ROOT}/{NAME}/#"
 WINDOWS = 48
@@ -104,22 +104,33 @@ FORBIDDEN = {
     "policy": [
         TOPICS.manifest(), TOPICS.trainer_status(), TOPICS.status("a"), TOPICS.splitter("a"), TOPICS.gradient("a"),
     ],
+    "watch": [
+        TOPICS.manifest(), TOPICS.trainer_status(), TOPICS.telemetry("a"), TOPICS.config("a"), TOPICS.policy("a"),
+    ],
 }  # fmt: skip
 
 
 @needs_mosquitto
 @pytest.mark.parametrize(
-    ("user", "allowed", "reader"),
-    [("a", TOPICS.telemetry("a"), "trainer"), ("policy", TOPICS.policy("a"), "a")],
-    ids=["device", "policy"],
+    ("user", "writer", "allowed", "reader"),
+    [
+        ("a", "a", TOPICS.telemetry("a"), "trainer"),
+        ("policy", "policy", TOPICS.policy("a"), "a"),
+        ("watch", "trainer", TOPICS.gradient("a"), "a"),
+    ],
+    ids=["device", "policy", "watch"],
 )
-def test_what_others_write_is_refused_and_reaches_nobody(links: Links, user: str, allowed: str, reader: str) -> None:
-    witness, writer = as_user(links, reader, EVERYTHING), as_user(links, user)
-    for topic in (*FORBIDDEN[user], allowed):
-        assert writer.publish(topic, b"payload", qos=1)
+def test_what_others_write_is_refused_and_reaches_nobody(
+    links: Links, user: str, writer: str, allowed: str, reader: str
+) -> None:
+    witness, intruder = as_user(links, reader, EVERYTHING), as_user(links, user)
+    rightful = intruder if writer == user else as_user(links, writer)
+    for topic in FORBIDDEN[user]:
+        assert intruder.publish(topic, b"payload", qos=1)
+    eventually(lambda: intruder.counters().refused == len(FORBIDDEN[user]), "every refusal is told")
+    assert all("Not authorized" in reason for reason in intruder.counters().refusals)
+    assert rightful.publish(allowed, b"payload", qos=1)
     assert read_until(witness, allowed) == [allowed]
-    eventually(lambda: writer.counters().refused == len(FORBIDDEN[user]), "every refusal is told")
-    assert all("Not authorized" in reason for reason in writer.counters().refusals)
 
 
 @needs_mosquitto
@@ -128,8 +139,9 @@ def test_what_others_write_is_refused_and_reaches_nobody(links: Links, user: str
     [
         ("a", {TOPICS.gradient("a"), TOPICS.policy("a")}),
         ("policy", {TOPICS.status("b"), TOPICS.telemetry("b")}),
+        ("watch", {TOPICS.status("b"), TOPICS.telemetry("b")}),
     ],
-    ids=["device", "policy"],
+    ids=["device", "policy", "watch"],
 )
 def test_nobody_hears_more_than_it_needs(links: Links, reader: str, allowed: set[str]) -> None:
     curious = as_user(links, reader, EVERYTHING, TOPICS.gradient("b"), TOPICS.activations("b"))

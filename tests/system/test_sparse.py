@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from common import config, messages
+from common.actions import LOCAL
 from common.topics import Kind, Topics, parse
 from tests.bench.in_process import run_in_process
 from tests.bench.in_process_link import MemoryBroker
 from tests.system.test_in_process import learned, options
+from tests.system.test_modes import Overhearing
 from trainer.demo_files import DemoFiles, write_files
+from trainer.policy_experience import Experience
+from trainer.reward import RewardWeights
 
 SHARE = 0.6
 CAPTURED = 170  # so that the mixture starts and the last merge before the end tells the devices
@@ -82,3 +87,21 @@ def test_what_is_not_sent_can_be_left_out_of_local_learning(tmp_path: Path) -> N
     files = sparse(tmp_path / "run", share=SHARE, by="random", unsent="skip")
     run_in_process(files)
     assert [end["local"] for end in ends(files)] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_step_of_a_sparse_fleet_is_one_decision_so_that_a_policy_can_learn_from_it(tmp_path: Path) -> None:
+    files = sparse(tmp_path / "run", share=0.25)
+    for path in files.devices.values():
+        settings = yaml.safe_load(path.read_text())
+        settings["splitter"] = {"kind": "policy", "exploration": 1.0}
+        path.write_text(yaml.safe_dump(settings))
+    broker = Overhearing()
+    run_in_process(files, broker=broker)
+    parts = config.load_trainer(files.trainer).fleet.parts_per_step
+    for device in files.devices:
+        told = [messages.decode(messages.Telemetry, payload) for payload in broker.heard[Kind.TELEMETRY, device]]
+        made = Experience(parts_per_step=parts, weights=RewardWeights(), actions=len(told[-1].mask))
+        joined = [one for one in told if made.offer(device, one, at_s=0.0) is not None]
+        # The first follows nothing; a step that was begun before the device was online may be two.
+        assert len(joined) >= told[-1].steps_sent + sum(one.action == LOCAL for one in told) - 3

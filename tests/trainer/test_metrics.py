@@ -179,6 +179,19 @@ def test_tensorboard_shows_the_same_figures_and_a_resumed_run_replaces_what_it_d
     assert set(events.Tags()["scalars"]) == set(METRICS) - {"step", "alignment"}
 
 
+def test_tensorboard_shows_a_long_run_thinned_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(metrics_module, "SHOWN_WHOLE", 3)
+    with MetricsLog(tmp_path) as log:
+        for step in range(1, 31):
+            log.write(replace(SAMPLE, step=step))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss_task")] == [1, 2, 3, 10, 20, 30]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 30
+
+
 def test_what_another_version_wrote_and_a_damaged_line_stay_on_resume_and_are_no_end(tmp_path: Path) -> None:
     _write(tmp_path, range(1, 4))
     path = tmp_path / "metrics.jsonl"

@@ -186,6 +186,16 @@ def test_news_within_a_step_is_no_outcome() -> None:
     assert tell(made, "pi", told(2)) is not None
 
 
+def test_local_steps_on_what_was_not_sent_end_no_decision_where_few_windows_are_sent() -> None:
+    sparse = {"energy_joules": 3.0, "bytes_up": 16_000, "bytes_down": 2_432}
+    made = experience(told(1, windows=32, **sparse))
+    news = {"steps_sent": 1, "steps_answered": 1, "embedding_ms": None}
+    assert tell(made, "pi", told(2, windows=40, local_steps=3, **news, **sparse)) is None
+    found = tell(made, "pi", told(2, windows=64, local_steps=3, **sparse))
+    assert found is not None
+    assert found.reward == pytest.approx(0.25 + 0.5 * 0.75 - 0.5 * 100 / 200)
+
+
 def test_a_local_step_leaves_the_cut_where_it_is() -> None:
     local = {"action": -1, "cut": 8, "steps_sent": 1, "steps_answered": 1, "local_steps": 1}
     after = {"steps_sent": 2, "steps_answered": 2, "local_steps": 1}

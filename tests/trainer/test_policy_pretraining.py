@@ -142,6 +142,15 @@ def test_a_profile_that_is_none_is_the_operators_error(tmp_path: Path, capsys: p
     assert "none.json" in capsys.readouterr().err
 
 
+def test_an_encoder_of_which_no_times_are_shipped_is_told_how_to_measure_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_policy.main(["--encoder", "resnet18", "--out", str(tmp_path)]) == 78
+    said = capsys.readouterr().err
+    assert "streamsplit profile --encoder resnet18 --out FILE" in said
+    assert "--compute FILE" in said
+
+
 def test_imitation_alone_earns_more_than_any_one_cut_and_is_kept_where_rewards_make_it_worse() -> None:
     tables, w = small_fleet(), RewardWeights()
     plan = Plan(rounds=40, updates=2, unvalued=0, batch=32, steps=16)

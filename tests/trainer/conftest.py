@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.brokers import broker, links
+
+__all__ = ["broker", "links"]
