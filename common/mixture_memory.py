@@ -1,4 +1,4 @@
-"""A streaming mixture of diagonal Gaussians over projections: what the fleet has heard, in 33 KB.
+"""A streaming mixture of diagonal Gaussians over projections: what the fleet has heard, in 35 KB.
 
 It remembers without storing a window: virtual negatives are drawn from it, and how seldom it has heard anything like a
 projection is that projection's uncertainty. A plain moving average of means and variances collapses (every mean drifts
@@ -21,10 +21,9 @@ KMEANS_ROUNDS = 5
 VARIANCE_FLOOR = 1e-4  # a unit vector of 128 values has at most 1/128 = 8e-3 a value
 PRIOR_MASS = 8.0  # windows' worth of belief that a component is round; few windows cannot tell 128 variances
 DEAD_SHARE = 0.05  # of an even share of the mass
-KERNEL = 4.0  # of the surprisal; with 2 to 6 it predicts errors alike (measured: tests/bench/LOG.md, 2026-11-20)
-LEAST_SURPRISAL = 1e-6  # of a projection on the only mean there is
-MEDIAN_STEP = 0.01  # of the log of the median for a projection
-MEDIAN_LIMIT = 12.0  # of |log median|
+KERNEL = 2.0  # of the wide surprisal
+RECENT = 512  # of the stream's surprisals, against which others are ranked
+RECENT_STRIDE = 4  # every so many-th is kept: they reach as far back as the mixture's memory
 TAU_RATIO = 0.5
 
 
@@ -44,7 +43,7 @@ class MixtureMemory(nn.Module):
     means: Tensor
     variances: Tensor
     mass: Tensor
-    log_median: Tensor
+    recent: Tensor
     started_flag: Tensor
 
     def __init__(self, *, components: int = 64, dim: int = 128, memory: int = 2048, seed: int = 0) -> None:
@@ -55,7 +54,7 @@ class MixtureMemory(nn.Module):
         self.register_buffer("means", torch.zeros(components, dim))
         self.register_buffer("variances", torch.full((components, dim), VARIANCE_FLOOR))
         self.register_buffer("mass", torch.zeros(components))
-        self.register_buffer("log_median", torch.zeros(1))
+        self.register_buffer("recent", torch.zeros(2, RECENT))
         self.register_buffer("started_flag", torch.zeros(1))
 
     @property
@@ -75,7 +74,6 @@ class MixtureMemory(nn.Module):
         self.load_state_dict(dict(state))
         self.variances.clamp_(min=VARIANCE_FLOOR)
         self.mass.clamp_(min=0.0)
-        self.log_median.clamp_(-MEDIAN_LIMIT, MEDIAN_LIMIT)
         self._waiting = []
 
     @torch.no_grad()
@@ -94,9 +92,9 @@ class MixtureMemory(nn.Module):
             self._wait(z)
             return
         log_joint = self._log_joint(z)
+        self._remember(self._surprisals(z))
         self._absorb(z, log_joint.softmax(dim=1), windows=len(z))
         self._respawn(z, log_joint.logsumexp(dim=1))
-        self._follow_median(self._surprisal(z))
 
     @torch.no_grad()
     def merge(self, mass: Tensor, means: Tensor, variances: Tensor) -> None:
@@ -122,17 +120,17 @@ class MixtureMemory(nn.Module):
 
     @torch.no_grad()
     def uncertainty(self, z: Tensor) -> Tensor:
-        """How seldom anything like the projections ``[N, d]`` is heard: ``[N]`` in 0..1, the stream's median at 0.5.
+        """How surprising the projections ``[N, d]`` are among those of the stream: ``[N]`` in 0..1, its median at 0.5.
 
-        ``s / (s + median of s)`` with the surprisal ``s = -ln sum_c pi_c exp(k (cos(z, mu_c) - 1))``. The paper's own,
-        the entropy of the responsibilities over ``ln C`` (eq. 11), did not predict errors (measured:
-        tests/bench/LOG.md, 2026-11-20).
+        The mean of two ranks, so that it means the same for every encoder: that of ``1 - max_c cos(z, mu_c)``, high
+        where nothing quite like it was heard, and that of ``-ln sum_c pi_c exp(k (cos(z, mu_c) - 1))`` with a wide
+        kernel, high where its kind is seldom. Either alone predicts errors less well, and so does the paper's own, the
+        entropy of the responsibilities over ``ln C`` (eq. 11) (measured: tests/bench/LOG.md, 2026-11-28).
         """
         self._check(z)
         if not self.started:
             return torch.full((len(z),), NEUTRAL_UNCERTAINTY, device=z.device)
-        surprisal = self._surprisal(z)
-        return surprisal / (surprisal + self.log_median.exp())
+        return (self.recent[:, None, :] < self._surprisals(z)[:, :, None]).float().mean(dim=(0, 2))
 
     @torch.no_grad()
     def entropy(self, z: Tensor) -> Tensor:
@@ -208,16 +206,17 @@ class MixtureMemory(nn.Module):
 
     # -- uncertainty --------------------------------------------------------------------------------------------------
 
-    def _surprisal(self, z: Tensor) -> Tensor:
+    def _surprisals(self, z: Tensor) -> Tensor:
+        """How far the nearest mean is, and the surprisal under wide kernels: ``[2, N]``."""
+        cosine = z @ functional.normalize(self.means, dim=1).T
         log_share = (self.mass.clamp_min(1e-6) / self.mass.sum().clamp_min(1e-6)).log()
-        nearness = z @ functional.normalize(self.means, dim=1).T - 1.0
-        return -(log_share + KERNEL * nearness).logsumexp(dim=1).clamp_max(-LEAST_SURPRISAL)
+        wide = (log_share + KERNEL * (cosine - 1.0)).logsumexp(dim=1)
+        return torch.stack([1.0 - cosine.amax(dim=1), -wide])
 
-    def _follow_median(self, surprisal: Tensor) -> None:
-        """Stochastic median: up while more than half lie above it, down while more than half lie below."""
-        step = min(0.5, MEDIAN_STEP * len(surprisal))
-        self.log_median += step * (surprisal - self.log_median.exp()).sign().mean()
-        self.log_median.clamp_(-MEDIAN_LIMIT, MEDIAN_LIMIT)
+    def _remember(self, surprisals: Tensor) -> None:
+        """Keep some of a batch's surprisals, as they were before it was learned from."""
+        kept = surprisals[:, ::RECENT_STRIDE]
+        self.recent.copy_(torch.cat([self.recent, kept], dim=1)[:, -RECENT:])
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +234,8 @@ class MixtureMemory(nn.Module):
         self.variances.copy_(within.clamp_min(VARIANCE_FLOOR).expand_as(means))
         self.mass.copy_(torch.bincount(nearest, minlength=len(means)).to(self.mass))
         self.started_flag.fill_(1.0)
-        self.log_median.fill_(float(self._surprisal(z).median().log()))
+        surprisals = self._surprisals(z)
+        self.recent.copy_(surprisals.repeat(1, math.ceil(RECENT / len(z)))[:, :RECENT])
 
     def _check(self, z: Tensor) -> None:
         if z.dim() != 2 or z.shape[1] != self.means.shape[1]:

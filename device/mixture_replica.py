@@ -23,7 +23,7 @@ from common.mixture_statistics import Tally, to_message
 from common.state_blob import pack_state, unpack_state
 
 LOG = logging.getLogger(__name__)
-FILE_VERSION = 1
+FILE_VERSION = 2
 HEADER_BYTES = 1024  # of a blob, beyond its values as fp32
 
 

@@ -17,7 +17,7 @@ from common.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEEP = 3
 """So many checkpoints stay; older ones are removed."""
 

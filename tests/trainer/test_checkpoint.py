@@ -160,12 +160,12 @@ def test_another_fingerprint_is_refused_in_words(tmp_path: Path) -> None:
 def test_another_format_and_foreign_files_are_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"format_version": 99}, path)
-    with pytest.raises(ConfigError, match="checkpoint format 99, this StreamSplit reads format 2"):
+    with pytest.raises(ConfigError, match="checkpoint format 99, this StreamSplit reads format 3"):
         load(path)
     torch.save({"weights": torch.ones(1)}, path)
     with pytest.raises(ConfigError, match="not a StreamSplit checkpoint"):
         load(path)
-    torch.save({"format_version": 2, "run": "r"}, path)
+    torch.save({"format_version": 3, "run": "r"}, path)
     with pytest.raises(ConfigError, match="not the fields"):
         load(path)
     with pytest.raises(ConfigError, match="no such checkpoint"):
@@ -174,7 +174,7 @@ def test_another_format_and_foreign_files_are_refused_in_words(tmp_path: Path) -
 
 def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
-    torch.save({"format_version": 2, "run": Path("a class that is not plain data")}, path)
+    torch.save({"format_version": 3, "run": Path("a class that is not plain data")}, path)
     with pytest.raises(ConfigError, match="not a readable checkpoint"):
         load(path)
 
