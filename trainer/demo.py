@@ -108,7 +108,7 @@ def train(options: DemoOptions, files: DemoFiles, broker_url: str, console: Cons
     def show(live: Live, timeout_s: float) -> None:
         view.listen(timeout_s)
         progress.update(windows, completed=view.windows)
-        live.update(Group(view.table(), progress))
+        live.update(Group(view.table(now_s=time.monotonic()), progress))
 
     link.start()
     try:

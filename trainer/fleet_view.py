@@ -14,6 +14,7 @@ from common.messages import DeviceStatus, Telemetry, TrainerStatus
 from common.topics import Kind, Topics
 
 MIB = 2**20
+FIGURES = ("cut", "windows", "steps", "late", "lost", "local", "loss", "MiB", "ms", "CPU", "ago")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,36 +74,37 @@ class FleetView:
             return "no trainer was heard of"
         return f"trainer {told.state}, weights version {told.weights_version} of run {told.run}"
 
-    def table(self, *, now_s: float | None = None) -> Table:
+    def table(self, *, now_s: float) -> Table:
         """One line a device, in 80 columns. ``steps``: answered of sent; ``ms``: a step's median to the embedding.
 
-        ``now_s``, on this process's monotonic clock: a column more says how many seconds ago each was heard.
+        ``ago``: since it was heard; ``now_s`` is on this process's monotonic clock.
         """
+        rows = {device: _cells(self._heard.get(device), now_s) for device in sorted(self._states)}
         table = Table(expand=False, padding=(0, 1, 0, 0), box=None, header_style="underline")
-        for heading in ("device", "state"):
-            table.add_column(heading, no_wrap=True)
-        figures = ("cut", "windows", "steps", "late", "lost", "local", "loss", "MiB", "ms", "CPU")
-        for heading in figures if now_s is None else (*figures, "ago"):
+        table.add_column("device", overflow="ellipsis")  # a long name gives way to the figures
+        table.add_column("state", no_wrap=True)
+        for heading in FIGURES:
             table.add_column(heading, justify="right", no_wrap=True)
-        for device, state in sorted(self._states.items()):
-            heard = self._heard.get(device)
-            cells = _cells(heard.telemetry) if heard else [""] * len(figures)
-            if now_s is not None:
-                cells.append(f"{now_s - heard.at_s:.0f} s" if heard else "")
-            table.add_row(device, state, *cells)
+        for device, cells in rows.items():
+            table.add_row(device, self._states[device], *cells)
         return table
 
 
-def _cells(heard: Telemetry) -> list[str]:
+def _cells(heard: _Heard | None, now_s: float) -> list[str]:
+    """`FIGURES` of a device; empty for one that was not heard."""
+    if heard is None:
+        return [""] * len(FIGURES)
+    told = heard.telemetry
     return [
-        str(heard.cut),
-        f"{heard.windows:,}",
-        f"{heard.steps_answered}/{heard.steps_sent}",
-        str(heard.steps_late + heard.steps_stale),
-        str(heard.steps_lost),
-        str(heard.local_steps),
-        "" if heard.loss is None else f"{heard.loss:.2f}",
-        f"{(heard.bytes_up + heard.bytes_down) / MIB:.1f}",
-        "" if heard.embedding_ms is None else f"{heard.embedding_ms:.0f}",
-        f"{heard.cpu:.0%}",
+        str(told.cut),
+        f"{told.windows:,}",
+        f"{told.steps_answered}/{told.steps_sent}",
+        str(told.steps_late + told.steps_stale),
+        str(told.steps_lost),
+        str(told.local_steps),
+        "" if told.loss is None else f"{told.loss:.2f}",
+        f"{(told.bytes_up + told.bytes_down) / MIB:.1f}",
+        "" if told.embedding_ms is None else f"{told.embedding_ms:.0f}",
+        f"{told.cpu:.0%}",
+        f"{now_s - heard.at_s:.0f} s",
     ]

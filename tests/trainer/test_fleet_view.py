@@ -21,7 +21,7 @@ def view_of(link: FakeLink, *devices: str) -> FleetView:
     return FleetView(link.as_link, TOPICS, devices=devices)
 
 
-def lines(view: FleetView, *, now_s: float | None = None) -> list[list[str]]:
+def lines(view: FleetView, *, now_s: float = 0.0) -> list[list[str]]:
     """The table's cells, a list for each device; empty cells are left out."""
     text = StringIO()
     Console(file=text, width=80).print(view.table(now_s=now_s))
@@ -47,9 +47,20 @@ def test_a_device_shows_its_state_its_figures_and_how_long_ago_it_was_heard() ->
     link.put(TOPICS.telemetry("attic"), telemetry(bytes_up=2**20, bytes_down=2**19), received_s=7.0)
     view.listen(0.0)
     figures = ["5", "800", "97/100", "2", "1", "12", "0.50", "1.5", "20", "50%"]
-    assert lines(view) == [["attic", "ready", *figures]]
     assert lines(view, now_s=10.0) == [["attic", "ready", *figures, "3", "s"]]
     assert view.windows == 800
+
+
+def test_a_long_name_gives_way_to_the_figures() -> None:
+    link = FakeLink()
+    view = view_of(link)
+    device = "kitchen-" + "x" * 55
+    link.put(TOPICS.status(device), status("ready"))
+    link.put(TOPICS.telemetry(device), telemetry())
+    view.listen(0.0)
+    ((name, *cells),) = lines(view)
+    assert name.startswith("kitchen-")
+    assert cells[:4] == ["ready", "5", "800", "97/100"]
 
 
 def test_the_windows_of_all_devices_are_added_up_by_what_each_said_last() -> None:
