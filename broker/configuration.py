@@ -15,7 +15,7 @@ from common.config_fleet import FleetConfig
 from common.errors import ConfigError
 from common.link_address import BrokerAddress
 from common.process import prepare_folder
-from common.topics import ROOT
+from common.topics import IDENTITY, ROOT
 
 DEBIANS_DIRECTORY = "/etc/mosquitto"
 CERTIFICATES = "certfile {etc}/certs/server.crt\nkeyfile {etc}/certs/server.key"
@@ -46,7 +46,9 @@ def for_deployment(fleet: FleetConfig, *, etc: str = DEBIANS_DIRECTORY) -> str:
     return users + _limits(fleet.max_message_bytes)
 
 
-def access_list(fleet: FleetConfig, *, trainer: str = "trainer", policy: str = "policy", watch: str = "watch") -> str:
+def access_list(
+    fleet: FleetConfig, *, trainer: str = "_trainer", policy: str = "_policy", watch: str = "_watch"
+) -> str:
     """Who may read and write which topics: the users of trainer, ``streamsplit policy`` and ``watch``, every device."""
     root = f"{ROOT}/{fleet.fleet}"
     return _filled("deployed.acl", fleet=fleet.fleet, root=root, trainer=trainer, policy=policy, watch=watch)
@@ -69,6 +71,8 @@ def _write(path: Path, text: str) -> None:
 def _user(text: str) -> str:
     if not text or not text.isprintable() or text != text.strip() or set(text) & set("+#"):
         raise argparse.ArgumentTypeError(f"{text!r}: allowed are printable characters but + and #")
+    if IDENTITY.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: a device may be called like that, and would be this user")
     return text
 
 
@@ -81,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("fleet", type=Path, help="the fleet's file: its name, broker address and largest message count")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for streamsplit.conf and streamsplit.acl")
     parser.add_argument("--etc", default=DEBIANS_DIRECTORY, help="where passwords, ACL and certificates will lie")
-    parser.add_argument("--trainer", type=_user, default="trainer", metavar="USER", help="the trainer's user")
-    parser.add_argument("--policy", type=_user, default="policy", metavar="USER", help="the policy process's user")
-    parser.add_argument("--watch", type=_user, default="watch", metavar="USER", help="the user of streamsplit watch")
+    parser.add_argument("--trainer", type=_user, default="_trainer", metavar="USER", help="the trainer's user")
+    parser.add_argument("--policy", type=_user, default="_policy", metavar="USER", help="the policy process's user")
+    parser.add_argument("--watch", type=_user, default="_watch", metavar="USER", help="the user of streamsplit watch")
     arguments = parser.parse_args(argv)
     try:
         fleet = load_fleet(arguments.fleet)

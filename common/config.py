@@ -106,9 +106,10 @@ def check(paths: Sequence[str | Path]) -> list[Problem]:
 def fingerprint_fields(config: FleetConfig) -> dict[str, Any]:
     """What both ends must share, by name, for a message in words."""
     from common.log_mel import describe
+    from common.mixture_memory import FORMAT
 
     shared = config.model_dump(mode="json", include=set(SHARED_KEYS))
-    return {"protocol": PROTOCOL, "log_mel": describe(), **shared}
+    return {"protocol": PROTOCOL, "log_mel": describe(), "mixture": FORMAT, **shared}
 
 
 def fingerprint(config: FleetConfig) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MIXTURE = "mixture"  # its name among the fleet's weights
+FORMAT = 2  # of its state: two ends with another one could not read each other's
 NEUTRAL_UNCERTAINTY = 0.5  # of anything, before the mixture has started
 START_PROJECTIONS = 128
 KMEANS_ROUNDS = 5
@@ -24,6 +25,8 @@ DEAD_SHARE = 0.05  # of an even share of the mass
 KERNEL = 2.0  # of the wide surprisal
 RECENT = 512  # of the stream's surprisals, against which others are ranked
 RECENT_STRIDE = 4  # every so many-th is kept: they reach as far back as the mixture's memory
+STEPS = 512  # a unit; exact in half precision up to 4: what repeats is then no matter of rounding
+NONE_YET = -1.0  # in place of a surprisal: none is below 0
 TAU_RATIO = 0.5
 
 
@@ -44,6 +47,7 @@ class MixtureMemory(nn.Module):
     variances: Tensor
     mass: Tensor
     recent: Tensor
+    passed: Tensor
     started_flag: Tensor
 
     def __init__(self, *, components: int = 64, dim: int = 128, memory: int = 2048, seed: int = 0) -> None:
@@ -54,7 +58,8 @@ class MixtureMemory(nn.Module):
         self.register_buffer("means", torch.zeros(components, dim))
         self.register_buffer("variances", torch.full((components, dim), VARIANCE_FLOOR))
         self.register_buffer("mass", torch.zeros(components))
-        self.register_buffer("recent", torch.zeros(2, RECENT))
+        self.register_buffer("recent", torch.full((2, RECENT), NONE_YET))
+        self.register_buffer("passed", torch.zeros(1))
         self.register_buffer("started_flag", torch.zeros(1))
 
     @property
@@ -125,12 +130,17 @@ class MixtureMemory(nn.Module):
         The mean of two ranks, so that it means the same for every encoder: that of ``1 - max_c cos(z, mu_c)``, high
         where nothing quite like it was heard, and that of ``-ln sum_c pi_c exp(k (cos(z, mu_c) - 1))`` with a wide
         kernel, high where its kind is seldom. Either alone predicts errors less well, and so does the paper's own, the
-        entropy of the responsibilities over ``ln C`` (eq. 11) (measured: tests/bench/LOG.md, 2026-11-28).
+        entropy of the responsibilities over ``ln C`` (eq. 11) (measured: tests/bench/LOG.md, 2026-11-28). The stream is
+        what `update` was given: where few windows are sent, those.
         """
         self._check(z)
         if not self.started:
             return torch.full((len(z),), NEUTRAL_UNCERTAINTY, device=z.device)
-        return (self.recent[:, None, :] < self._surprisals(z)[:, :, None]).float().mean(dim=(0, 2))
+        none_yet = int((self.recent[0] < 0.0).sum())
+        if none_yet == RECENT:
+            return torch.full((len(z),), NEUTRAL_UNCERTAINTY, device=z.device)
+        lower = torch.searchsorted(self.recent.sort(dim=1).values, self._surprisals(z)) - none_yet
+        return lower.float().mean(dim=0) / (RECENT - none_yet)
 
     @torch.no_grad()
     def entropy(self, z: Tensor) -> Tensor:
@@ -211,12 +221,14 @@ class MixtureMemory(nn.Module):
         cosine = z @ functional.normalize(self.means, dim=1).T
         log_share = (self.mass.clamp_min(1e-6) / self.mass.sum().clamp_min(1e-6)).log()
         wide = (log_share + KERNEL * (cosine - 1.0)).logsumexp(dim=1)
-        return torch.stack([1.0 - cosine.amax(dim=1), -wide])
+        both = torch.stack([1.0 - cosine.amax(dim=1), -wide]).clamp_min(0.0)
+        return (both * STEPS).round() / STEPS
 
     def _remember(self, surprisals: Tensor) -> None:
         """Keep some of a batch's surprisals, as they were before it was learned from."""
-        kept = surprisals[:, ::RECENT_STRIDE]
+        kept = surprisals[:, int(-self.passed) % RECENT_STRIDE :: RECENT_STRIDE]
         self.recent.copy_(torch.cat([self.recent, kept], dim=1)[:, -RECENT:])
+        self.passed.add_(surprisals.shape[1]).remainder_(RECENT_STRIDE)
 
     # -- the start ----------------------------------------------------------------------------------------------------
 
@@ -234,8 +246,6 @@ class MixtureMemory(nn.Module):
         self.variances.copy_(within.clamp_min(VARIANCE_FLOOR).expand_as(means))
         self.mass.copy_(torch.bincount(nearest, minlength=len(means)).to(self.mass))
         self.started_flag.fill_(1.0)
-        surprisals = self._surprisals(z)
-        self.recent.copy_(surprisals.repeat(1, math.ceil(RECENT / len(z)))[:, :RECENT])
 
     def _check(self, z: Tensor) -> None:
         if z.dim() != 2 or z.shape[1] != self.means.shape[1]:

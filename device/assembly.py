@@ -50,7 +50,7 @@ LOCAL_TEMPERATURE = 0.1
 LOCAL_STEPS_WAITING = 4  # steps' worth of windows for local steps that a step in flight holds up, where all is sent
 MOST_LOCAL_WAITING = 512  # windows' views, 48 KiB each
 GAPS_AWAITED = 8  # of the mean time between two sent windows: longer ones are rare (tests/device/test_sending.py)
-LONGEST_STEP = 2.0  # times the windows that a step takes in the mean where only a share is sent; longer ones are rare
+LONGEST_STEP = 4.0  # times the windows that a step takes in the mean where only a share is sent (simulated scenes)
 FAST_DEADLINE_SHARE = 0.8  # in fast mode a batch closes by the set of live devices, the deadline only ends a hang
 
 
@@ -231,7 +231,7 @@ def _policy_splitter(settings: DeviceConfig, planned: PlannedSplitter) -> Policy
 
 
 def _windows_of_a_decision(settings: DeviceConfig) -> int:
-    """Those of a step. Where few windows are sent some steps are longer than the mean, and none is decided on twice."""
+    """At most: those of a step. Where a share is sent some are longer than the mean, and none is decided on twice."""
     parts, share = settings.fleet.parts_per_step, settings.sending.share
     return parts if share == 1 else math.ceil(LONGEST_STEP * parts / share)
 

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -158,7 +159,6 @@ class Journal:
         )
 
     def _so_far(self, counters: LinkCounters) -> dict[str, object]:
-        self._tell(counters)
         windows, self._windows = self._windows, []
         waiting, self._least_waiting = self._least_waiting, None
         return {
@@ -177,12 +177,12 @@ class Journal:
             "bytes_of": dict(counters.kinds),
         }
 
-    def _tell(self, counters: LinkCounters) -> None:
-        """A sign of life in the log, with or without a link."""
+    def tell(self, count: Callable[[], LinkCounters]) -> None:
+        """A sign of life in the log now and then, whether anything was heard, with or without a link."""
         if time.monotonic() < self._told_s + TOLD_EVERY_S:
             return
         self._told_s = time.monotonic()
-        so_far = self.totals
+        so_far, counters = self.totals, count()
         LOG.info(
             "%d windows, %d of %d steps answered, %d local steps, %.1f MiB up, %.1f MiB down",
             so_far.windows, so_far.steps["answered"], so_far.steps_sent, so_far.local_steps,

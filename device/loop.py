@@ -98,6 +98,7 @@ class DeviceLoop:
         self._contact.join(self._exchange, cut=self._cutting.cut)
         self._intake.pass_over()  # what was heard meanwhile is old
         while not self._stop.is_set() and not self._intake.finished():
+            self._journal.tell(self._link.counters)
             self._mailbox.drain(self._exchange, 0.0)
             if self._exchange.sent and self._step_ends_early():
                 self._finish_step()

@@ -18,12 +18,11 @@ from common.chunks import Assembler
 from common.codec import digest
 from common.errors import MessageError
 from common.messages import Manifest, MixtureStatistics, WeightsChunk
-from common.mixture_memory import MIXTURE, MixtureMemory
+from common.mixture_memory import FORMAT, MIXTURE, MixtureMemory
 from common.mixture_statistics import Tally, to_message
 from common.state_blob import pack_state, unpack_state
 
 LOG = logging.getLogger(__name__)
-FILE_VERSION = 2
 HEADER_BYTES = 1024  # of a blob, beyond its values as fp32
 
 
@@ -113,9 +112,7 @@ class MixtureReplica:
         if not self.mixture.started:
             return
         blob = pack_state(self.mixture.state_dict(), "fp32")
-        body = msgpack.packb(
-            {"file": FILE_VERSION, "fingerprint": self._fingerprint, "held": self._held, "state": blob}
-        )
+        body = msgpack.packb({"file": FORMAT, "fingerprint": self._fingerprint, "held": self._held, "state": blob})
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, hashlib.sha256(body).digest() + body)
 
@@ -134,7 +131,7 @@ class MixtureReplica:
         if hashlib.sha256(raw[32:]).digest() != raw[:32]:
             raise MessageError(f"{self._path}: damaged (its digest does not match)")
         content = msgpack.unpackb(raw[32:])
-        if content.get("file") != FILE_VERSION or content["fingerprint"] != self._fingerprint:
+        if content.get("file") != FORMAT or content["fingerprint"] != self._fingerprint:
             return False
         self.mixture.take_over(unpack_state(content["state"], {k: v.shape for k, v in self._fresh.items()}))
         held_run, name = content["held"]

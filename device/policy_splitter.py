@@ -41,7 +41,7 @@ class PolicySplitter:
         fallback: what decides without a policy.
         encoder: the name of the encoder; a policy for another one is refused.
         depth: its number of blocks.
-        windows: for which a decision holds: those of a step.
+        windows: for which a decision holds at most, where no step ends before: those of a step.
         exploration: share of the decisions that are drawn, 0 to 1.
         seed: of the draws.
     """

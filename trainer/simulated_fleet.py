@@ -32,7 +32,7 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
     """What every cut of an encoder costs; `compute`: its measured profile, else the shipped one of that encoder.
 
     Raises:
-        ConfigError: there is no such file, or it is not one that ``streamsplit profile`` wrote.
+        ConfigError: there is no such file, it is not one that ``streamsplit profile`` wrote, or one of another encoder.
         ValueError: no such encoder.
     """
     encoder: Encoder = build_encoder(name, seed=0)
@@ -42,9 +42,12 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
             f"no measured times of {name} are shipped: `streamsplit profile --encoder {name} --out FILE` measures, "
             "--compute FILE reads them"
         )
+    profile = load(compute or shipped)
+    if profile.encoder != name:
+        raise ConfigError(f"{compute or shipped}: a profile of {profile.encoder}, not of {name}")
     return cut_costs(
         encoder,
-        load(compute or shipped),
+        profile,
         values_per_merge=FleetConfig.model_fields["values_per_merge"].default,
         topics=TOPICS,
         device=DEVICE,

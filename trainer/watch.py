@@ -69,5 +69,6 @@ def _live(link: Link, view: FleetView, stop: threading.Event, console: Console) 
 
 
 def _picture(link: Link, view: FleetView) -> Group:
-    broker = "" if link.connected else f"no connection to {link.address.host}:{link.address.port}; "
+    where = f"{link.address.host}:{link.address.port}"
+    broker = "" if link.connected else f"no connection to {where} ({link.counters().last_error}); "
     return Group(f"{broker}{view.trainer()}", view.table(now_s=time.monotonic()))

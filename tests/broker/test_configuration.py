@@ -74,6 +74,18 @@ def test_a_fleet_file_that_is_not_there_and_a_folder_that_is_a_file_are_refused(
     assert "fleet.yaml" in said
 
 
+@pytest.mark.parametrize("role", ["--trainer", "--policy", "--watch"])
+def test_a_user_that_a_device_may_be_called_is_refused(
+    tmp_path: Path, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fleet_file(tmp_path, "mqtt://broker.lan")
+    with pytest.raises(SystemExit):
+        streamsplit.main(["broker-config", str(path), role, "kitchen"])
+    assert "a device may be called like that" in capsys.readouterr().err
+    users = [line.split()[1] for line in access_list(load_fleet(path)).splitlines() if line.startswith("user ")]
+    assert users == ["_trainer", "_policy", "_watch"]
+
+
 def test_a_user_that_would_break_a_line_of_the_list_is_refused(tmp_path: Path) -> None:
     path = fleet_file(tmp_path, "mqtt://broker.lan")
     with pytest.raises(SystemExit):

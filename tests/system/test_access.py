@@ -20,7 +20,7 @@ from common.topics import ROOT, Topics
 from tests.brokers import SOON_S, Links, eventually, needs_mosquitto
 from tests.fleet import NAME, Fleet
 
-USERS = ("trainer", "policy", "watch", "a", "b")
+USERS = ("_trainer", "_policy", "_watch", "a", "b")
 TOPICS = Topics(NAME)
 EVERYTHING = f"{ROOT}/{NAME}/#"
 WINDOWS = 48
@@ -60,7 +60,7 @@ def fleet_at(directory: Path, port: int) -> FleetConfig:
 @pytest.mark.slow
 @needs_mosquitto
 def test_a_fleet_with_users_learns_to_the_end_and_nothing_it_does_is_denied(tmp_path: Path) -> None:
-    with guarded(tmp_path) as port, Fleet(tmp_path, broker=url(port, "trainer")) as fleet:
+    with guarded(tmp_path) as port, Fleet(tmp_path, broker=url(port, "_trainer")) as fleet:
         fleet.start_trainer(speed="fast", expected_devices=2, merge_every=2)
         for device in "ab":
             fleet.start_device(device, url=url(port, device), windows=WINDOWS, step_timeout_s=60.0)
@@ -101,10 +101,10 @@ FORBIDDEN = {
         TOPICS.status("b"), TOPICS.activations("b"), TOPICS.update("b", 0), TOPICS.gradient("a"), TOPICS.splitter("b"),
         TOPICS.policy("a"), TOPICS.config("b"),
     ],
-    "policy": [
+    "_policy": [
         TOPICS.manifest(), TOPICS.trainer_status(), TOPICS.status("a"), TOPICS.splitter("a"), TOPICS.gradient("a"),
     ],
-    "watch": [
+    "_watch": [
         TOPICS.manifest(), TOPICS.trainer_status(), TOPICS.telemetry("a"), TOPICS.config("a"), TOPICS.policy("a"),
     ],
 }  # fmt: skip
@@ -114,9 +114,9 @@ FORBIDDEN = {
 @pytest.mark.parametrize(
     ("user", "writer", "allowed", "reader"),
     [
-        ("a", "a", TOPICS.telemetry("a"), "trainer"),
-        ("policy", "policy", TOPICS.policy("a"), "a"),
-        ("watch", "trainer", TOPICS.gradient("a"), "a"),
+        ("a", "a", TOPICS.telemetry("a"), "_trainer"),
+        ("_policy", "_policy", TOPICS.policy("a"), "a"),
+        ("_watch", "_trainer", TOPICS.gradient("a"), "a"),
     ],
     ids=["device", "policy", "watch"],
 )
@@ -138,14 +138,14 @@ def test_what_others_write_is_refused_and_reaches_nobody(
     ("reader", "allowed"),
     [
         ("a", {TOPICS.gradient("a"), TOPICS.policy("a")}),
-        ("policy", {TOPICS.status("b"), TOPICS.telemetry("b")}),
-        ("watch", {TOPICS.status("b"), TOPICS.telemetry("b")}),
+        ("_policy", {TOPICS.status("b"), TOPICS.telemetry("b")}),
+        ("_watch", {TOPICS.status("b"), TOPICS.telemetry("b")}),
     ],
     ids=["device", "policy", "watch"],
 )
 def test_nobody_hears_more_than_it_needs(links: Links, reader: str, allowed: set[str]) -> None:
     curious = as_user(links, reader, EVERYTHING, TOPICS.gradient("b"), TOPICS.activations("b"))
-    neighbour, trainer = as_user(links, "b"), as_user(links, "trainer", EVERYTHING)
+    neighbour, trainer = as_user(links, "b"), as_user(links, "_trainer", EVERYTHING)
     for topic in (TOPICS.activations("b"), TOPICS.audio("b"), TOPICS.status("b"), TOPICS.telemetry("b")):
         neighbour.publish(topic, b"payload", qos=1)
     read_until(trainer, TOPICS.telemetry("b"))

@@ -51,6 +51,27 @@ def test_a_device_shows_its_state_its_figures_and_how_long_ago_it_was_heard() ->
     assert view.windows == 800
 
 
+def test_devices_in_trouble_stand_first() -> None:
+    link = FakeLink()
+    view = view_of(link)
+    for device, state in [("attic", "ready"), ("cellar", "lost"), ("barn", "ready"), ("yard", "no-audio")]:
+        link.put(TOPICS.status(device), status(state))
+    view.listen(0.0)
+    assert [line[0] for line in lines(view)] == ["cellar", "yard", "attic", "barn"]
+
+
+def test_a_name_keeps_its_beginning_beside_the_figures_of_a_year() -> None:
+    link = FakeLink()
+    view = view_of(link)
+    counts = {"windows": 32_000_000, "steps_sent": 4_000_000, "steps_answered": 3_990_000, "local_steps": 900_000}
+    link.put(TOPICS.status("microphone-kitchen"), status("no-audio"))
+    link.put(TOPICS.telemetry("microphone-kitchen"), telemetry(bytes_up=2**37, bytes_down=0, **counts))
+    view.listen(0.0)
+    ((name, *cells),) = lines(view, now_s=43_200.0)
+    assert name.startswith("microphone-")
+    assert cells == ["no-audio", "5", "32M", "4M/4M", "2", "1", "900k", "0.50", "131k", "20", "50%", "12", "h"]
+
+
 def test_a_long_name_gives_way_to_the_figures() -> None:
     link = FakeLink()
     view = view_of(link)
@@ -65,7 +86,7 @@ def test_a_long_name_gives_way_to_the_figures() -> None:
 
 def test_the_windows_of_all_devices_are_added_up_by_what_each_said_last() -> None:
     link = FakeLink()
-    view = view_of(link)
+    view = view_of(link, "attic", "cellar")
     for device, windows in [("attic", 100), ("cellar", 20), ("attic", 130)]:
         link.put(TOPICS.telemetry(device), telemetry(windows=windows))
     view.listen(0.0)
@@ -82,6 +103,9 @@ def test_a_device_whose_retained_status_is_taken_away_leaves_the_table() -> None
     link.put(TOPICS.status("attic"), status("stopped"), retained=True)
     link.put(TOPICS.telemetry("attic"), telemetry())
     link.put(TOPICS.status("attic"), b"")
+    view.listen(0.0)
+    assert lines(view) == []
+    link.put(TOPICS.telemetry("attic"), telemetry())  # it had waited while the status overtook it
     view.listen(0.0)
     assert lines(view) == []
     assert view.windows == 0

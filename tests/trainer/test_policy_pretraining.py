@@ -151,6 +151,12 @@ def test_an_encoder_of_which_no_times_are_shipped_is_told_how_to_measure_them(
     assert "--compute FILE" in said
 
 
+def test_a_profile_of_another_encoder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--encoder", "resnet18", "--compute", "configs/compute/mobile.json", "--out", str(tmp_path)]
+    assert train_policy.main(given) == 78
+    assert "a profile of mobile, not of resnet18" in capsys.readouterr().err
+
+
 def test_imitation_alone_earns_more_than_any_one_cut_and_is_kept_where_rewards_make_it_worse() -> None:
     tables, w = small_fleet(), RewardWeights()
     plan = Plan(rounds=40, updates=2, unvalued=0, batch=32, steps=16)
