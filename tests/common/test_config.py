@@ -381,6 +381,7 @@ def test_the_fingerprint_depends_on_what_both_ends_share_and_on_nothing_else(tmp
         "encoder",
         "objective",
         "log_mel",
+        "mixture",
         "parts_per_step",
         "optimizer",
         "client_updates",
