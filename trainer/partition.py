@@ -2,7 +2,7 @@
 
 `Partition` is made once for a model, its profiles and its wire; a plan for another link or load then takes tens of
 microseconds. `partition_graph` is what is cut, `partition_prices` what a placement costs, `partition_blocks` what is
-kept together, `partition_network` the flow network.
+kept together, `partition_placements` what is left then, `partition_network` the flow network for what is more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from trainer.partition_blocks import Blocks, block_network, failing, find_blocks, single_blocks, taken_apart
 from trainer.partition_graph import Array, CutGraph, Flags
 from trainer.partition_network import Network, minimum_cut
+from trainer.partition_placements import cheapest
 from trainer.partition_prices import Amounts, Pins, Rates, total
 
 MEMORY_STEPS = 40  # halvings of the price of memory
@@ -40,7 +41,7 @@ class Partition:
         self._known = known
         self._given = given
         self._blocks = blocks or find_blocks(graph, known, given)
-        self._network = block_network(self._blocks, known)
+        self._network = None if self._blocks.placements is not None else block_network(self._blocks, known)
         self._apart: tuple[frozenset[int], Blocks, Network] | None = None  # the last blocks that did not hold
         self._whole = known.compute[:2].sum(axis=1)
         self._may_stay = not given.server.any()
@@ -67,23 +68,28 @@ class Partition:
         return self._bounded(price, memory_bytes)
 
     def _unbounded(self, price: Rates) -> Plan:
-        blocks, network = self._holding(price)
-        return self._best(blocks, network, self._whole, price)
+        savings = self._known.savings(price)
+        blocks, network = self._holding(savings)
+        if network is not None:
+            return self._by_flow(blocks, network, self._whole, price)
+        assert blocks.placements is not None
+        return self._best(Plan(*cheapest(blocks.placements, self._known, price, savings)), self._whole, price)
 
-    def _best(self, blocks: Blocks, network: Network, whole: Array, price: Rates) -> Plan:
+    def _by_flow(self, blocks: Blocks, network: Network, whole: Array, price: Rates) -> Plan:
+        side, cost = minimum_cut(network, price.vector())
+        return self._best(Plan(side[blocks.of], cost), whole, price)
+
+    def _best(self, found: Plan, whole: Array, price: Rates) -> Plan:
         """The best split or, if it is no dearer, none: the round trip is paid by every split alike."""
-        vector = price.vector()
-        side, cost = minimum_cut(network, vector)
-        found = Plan(side[blocks.of], cost)
         if not found.splits:
             return found
-        stays = float(vector[:2] @ whole)
-        if self._may_stay and stays <= cost + price.split:
+        stays = float(price.vector()[:2] @ whole)
+        if self._may_stay and stays <= found.cost + price.split:
             return Plan(np.ones_like(found.on_device), stays)
-        return Plan(found.on_device, cost + price.split)
+        return Plan(found.on_device, found.cost + price.split)
 
-    def _holding(self, price: Rates) -> tuple[Blocks, Network]:
-        broken = failing(self._blocks, self._known, price)
+    def _holding(self, savings: Array) -> tuple[Blocks, Network | None]:
+        broken = failing(self._blocks, savings)
         if not broken:
             return self._blocks, self._network
         if self._apart is None or self._apart[0] != broken:
@@ -100,7 +106,7 @@ class Partition:
             compute = self._known.compute.copy()
             compute[0] += middle * self._known.memory_bytes
             network = block_network(blocks, replace(self._known, compute=compute))
-            found = self._best(blocks, network, compute[:2].sum(axis=1), price).on_device
+            found = self._by_flow(blocks, network, compute[:2].sum(axis=1), price).on_device
             if self._memory(found) > memory_bytes:
                 low = middle
                 continue

@@ -17,14 +17,15 @@ and a block that fails, or rests on one that fails, is taken apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.partition_graph import Array, CutGraph, Flags
 from trainer.partition_network import Network, Result, build_network
-from trainer.partition_prices import Amounts, Pins, Rates
+from trainer.partition_placements import Placements, list_placements
+from trainer.partition_prices import Amounts, Pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +37,28 @@ class Blocks:
         count: how many blocks there are.
         order: operations ordered by block, [n].
         starts: where each block begins in ``order``, [count].
-        inner: whether the rules move the operation, [n]: those whose times are tested.
+        inner: the operations that the rules move: those whose times are tested.
         rests_on: for some blocks others that must hold too.
         travelling: the results that leave a block and can travel, by index, those together that go the same way.
         bundles: where each way begins in ``travelling``.
         results: of every way, those first on which results can travel: whether they can, their block, the blocks that
             need them.
         device, server: the blocks whose side is given; None: there is none.
+        placements: all that there are, where they are few and the blocks were found.
     """
 
     of: NDArray[np.int64]
     count: int
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
-    inner: Flags
+    inner: NDArray[np.int64]
     rests_on: dict[int, tuple[int, ...]]
     travelling: NDArray[np.int64]
     bundles: NDArray[np.int64]
     results: tuple[Result, ...]
     device: int
     server: int | None
+    placements: Placements | None
 
 
 @dataclass(slots=True)
@@ -116,7 +119,10 @@ def find_blocks(graph: CutGraph, known: Amounts, given: Pins) -> Blocks:
     draft = _draft(graph, known, given)
     while _chains(draft) or _siblings(draft):
         pass
-    return _finished(draft)
+    blocks = _finished(draft)
+    sizes = travelling_sizes(blocks, known)
+    listed = list_placements(blocks.of, blocks.results, sizes, device=blocks.device, server=blocks.server)
+    return replace(blocks, placements=listed)
 
 
 def single_blocks(graph: CutGraph, known: Amounts, given: Pins) -> Blocks:
@@ -129,21 +135,25 @@ def block_network(blocks: Blocks, known: Amounts) -> Network:
     return build_network(
         compute=np.add.reduceat(known.compute.take(blocks.order, axis=1), blocks.starts, axis=1),
         results=blocks.results,
-        sizes=np.add.reduceat(known.sizes[blocks.travelling], blocks.bundles, axis=0),
+        sizes=travelling_sizes(blocks, known),
         device=blocks.device,
         server=blocks.server,
     )
 
 
-def failing(blocks: Blocks, known: Amounts, price: Rates) -> frozenset[int]:
+def travelling_sizes(blocks: Blocks, known: Amounts) -> Array:
+    """Of the results that leave a block and can travel, those that go the same way together, [travelling, 3]."""
+    return np.add.reduceat(known.sizes[blocks.travelling], blocks.bundles, axis=0)
+
+
+def failing(blocks: Blocks, savings: Array) -> frozenset[int]:
     """The blocks with an operation inside that is cheaper on the device, and those that rest on them.
 
-    Exchanging parameters makes the device dearer still and is left out.
+    ``savings``: of every operation, by `Amounts.savings`.
     """
-    cheaper = (known.compute[0] * price.device_ms < known.compute[2] * price.server_ms) & blocks.inner
-    if not cheaper.any():
+    if np.minimum.reduce(savings) >= 0.0:
         return frozenset()
-    broken = set(blocks.of[cheaper].tolist())
+    broken = set(blocks.of[blocks.inner[savings[blocks.inner] < 0.0]].tolist())
     while more := {block for block, on in blocks.rests_on.items() if block not in broken and broken & set(on)}:
         broken |= more
     return frozenset(broken)
@@ -153,7 +163,7 @@ def taken_apart(graph: CutGraph, blocks: Blocks, broken: frozenset[int], known: 
     """The same blocks but for some, whose operations stand alone again; a given side stays together."""
     free = np.isin(blocks.of, list(broken)) & ~given.device & ~given.server
     labels = np.where(free, blocks.count + np.arange(graph.size), blocks.of)
-    return _labelled(graph, known.travels, labels, np.zeros(graph.size, dtype=np.bool_), [], given)
+    return _labelled(graph, known.travels, labels, np.zeros(0, dtype=np.int64), [], given)
 
 
 def _draft(graph: CutGraph, known: Amounts, given: Pins) -> _Draft:
@@ -218,8 +228,7 @@ def _siblings(draft: _Draft) -> bool:
 
 
 def _finished(draft: _Draft) -> Blocks:
-    inner = np.zeros(draft.graph.size, dtype=np.bool_)
-    inner[sorted(draft.inner)] = True
+    inner = np.array(sorted(draft.inner), dtype=np.int64)
     return _labelled(draft.graph, draft.travels, np.array(draft.of), inner, draft.rests, draft.given)
 
 
@@ -227,7 +236,7 @@ def _labelled(
     graph: CutGraph,
     travels: Flags,
     labels: NDArray[np.int64],
-    inner: Flags,
+    inner: NDArray[np.int64],
     rests: list[tuple[int, int]],
     given: Pins,
 ) -> Blocks:
@@ -252,6 +261,7 @@ def _labelled(
         results=tuple((can, at, list(users)) for can, at, users in ways),
         device=int(of[0]),
         server=int(of[server[0]]) if server.size else None,
+        placements=None,
     )
 
 

@@ -21,6 +21,7 @@ Result = tuple[bool, int, list[int]]
 RATES = 6
 FULL_SCALE = 2.0**44  # all limited capacities together, in the solver's integers: rounding is below 6e-14 of the whole
 UNLIMITED = 2**46
+IMPOSSIBLE = "no placement is possible: a result that cannot travel lies between the two given sides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def minimum_cut(network: Network, rates: Array) -> tuple[Flags, float]:
     if solver.solve(network.vertices, network.vertices + 1) != solver.OPTIMAL:
         raise RuntimeError("the maximum flow was not found")
     if solver.optimal_flow() >= UNLIMITED:
-        raise ValueError("no placement is possible: a result that cannot travel lies between the two given sides")
+        raise ValueError(IMPOSSIBLE)
     side = np.zeros(network.vertices + 2, dtype=np.bool_)
     side[solver.get_source_side_min_cut()] = True
     cut = side[network.tails[: limited.size]] > side[network.heads[: limited.size]]

@@ -82,6 +82,11 @@ class Amounts:
     memory_bytes: Array
     travels: Flags
 
+    def savings(self, price: Rates) -> Array:
+        """What each operation costs more on the device than on the server, without any result that travels, [n]."""
+        each: Array = np.array((price.device_ms, price.parameter, -price.server_ms)).dot(self.compute)
+        return each
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
