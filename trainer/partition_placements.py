@@ -57,7 +57,9 @@ def list_placements(
     carried = np.zeros((len(sides), 3))
     for (_, at, users), size in zip(results, sizes):
         carried += np.outer(sides[:, at] & ~sides[:, users].all(axis=1), size)
-    return Placements(sides[:, of], sides[:, of].astype(np.float64), carried)
+    placed = sides[:, of]
+    placed.flags.writeable = False  # plans hand its rows out
+    return Placements(placed, placed.astype(np.float64), carried)
 
 
 def cheapest(listed: Placements, known: Amounts, price: Rates, savings: Array) -> tuple[Flags, float]:
