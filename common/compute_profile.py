@@ -68,6 +68,8 @@ class ComputeProfile:
         peak_bytes: largest resident memory of the process that measured.
         blocks: ``stem``, ``0`` .. ``L-1``, ``head``, in order; empty for a model without blocks.
         nodes: every node of the graph, in order.
+        mobile_forward_ms: one view through `mobile` on this machine, which is how fast boards are said to be; None for
+            `mobile` itself, and where it was not measured.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -79,6 +81,7 @@ class ComputeProfile:
     peak_bytes: Count
     blocks: Annotated[tuple[Cost, ...], Field(max_length=66)]
     nodes: Annotated[tuple[Cost, ...], Field(max_length=100_000)]
+    mobile_forward_ms: Annotated[float, Field(gt=0, le=1e7, allow_inf_nan=False)] | None = None
 
     @property
     def depth(self) -> int:
@@ -118,7 +121,19 @@ class ComputeProfile:
         if not factor > 0:
             raise ValueError(f"factor is {factor}, allowed is above 0")
         blocks, nodes = _slower(self.blocks, factor), _slower(self.nodes, factor)
-        return replace(self, scale=self.scale * factor, blocks=blocks, nodes=nodes)
+        mobile_ms = None if self.mobile_forward_ms is None else factor * self.mobile_forward_ms
+        return replace(self, scale=self.scale * factor, blocks=blocks, nodes=nodes, mobile_forward_ms=mobile_ms)
+
+    def as_board(self, mobile_forward_ms: float) -> ComputeProfile:
+        """The same encoder on a board that takes so long for a view through `mobile`: all times scaled alike.
+
+        Raises:
+            ValueError: what this machine takes for it is not known.
+        """
+        here_ms = window_forward_ms(self) if self.encoder == "mobile" else self.mobile_forward_ms
+        if here_ms is None:
+            raise ValueError(f"the profile of {self.encoder} does not say what mobile takes on its machine")
+        return self.slower(mobile_forward_ms / here_ms)
 
     def _after(self, cut: int) -> int:
         if not 0 <= cut <= self.depth or not self.blocks:

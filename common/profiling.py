@@ -50,33 +50,32 @@ def cache_folder() -> Path:
 def cached_profile(encoder: Encoder, folder: Path, *, nodes: bool, fresh: bool = False) -> ComputeProfile:
     """The profile of an encoder from ``folder``, else measured now and kept there.
 
-    Another machine, another torch or ``fresh`` measure anew; so does a file that cannot be read. OSError where the
-    folder cannot be written.
+    Another machine, another torch or ``fresh`` measure anew; so does a file that cannot be read. Beside another encoder
+    `mobile` is measured as well, by which boards are compared. OSError where the folder cannot be written.
     """
     key = hashlib.sha256(f"{hardware_fingerprint()}\n{torch.__version__}".encode()).hexdigest()[:16]
     path = folder / f"profile-{encoder.name}-{key}.json"
-    if not fresh and path.is_file():
-        try:
-            known = load(path)
-        except ConfigError:  # of an older release, or cut off
-            known = None
-        if known is not None and (known.nodes or not nodes):
-            return known
+    known = None if fresh else _kept(path)
+    if known is not None and (known.nodes or not nodes):
+        return known
     measured = measure(encoder, name=encoder.name, nodes=nodes)
+    if encoder.name != "mobile":
+        mobile = cached_profile(build_encoder("mobile", seed=0), folder, nodes=False, fresh=fresh)
+        measured = replace(measured, mobile_forward_ms=window_forward_ms(mobile))
     folder.mkdir(parents=True, exist_ok=True)
     save(measured, path)
     return measured
 
 
-def as_board(here: ComputeProfile, mobile_forward_ms: float, folder: Path) -> ComputeProfile:
-    """The profile of a board that takes ``mobile_forward_ms`` for a view through `mobile`: all times scaled alike.
-
-    What this machine takes for it is in ``here`` or, for another encoder, measured once and kept in ``folder``.
-    """
-    mobile = here
-    if here.encoder != "mobile":
-        mobile = cached_profile(build_encoder("mobile", seed=0), folder, nodes=False)
-    return here.slower(mobile_forward_ms / window_forward_ms(mobile))
+def _kept(path: Path) -> ComputeProfile | None:
+    """What an earlier call kept; None where there is nothing, or not all of it."""
+    if not path.is_file():
+        return None
+    try:
+        known = load(path)
+    except ConfigError:  # of an older release, or cut off
+        return None
+    return known if known.encoder == "mobile" or known.mobile_forward_ms is not None else None
 
 
 def measure(model: nn.Module, *, name: str, nodes: bool = True, repeats: int = REPEATS) -> ComputeProfile:

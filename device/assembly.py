@@ -286,7 +286,7 @@ def _senses(
         every_window=settings.speed == "realtime",
         uplink_mbps=uplink_of(around.link, around.board),
         round_trip_ms=round_trip_of(around.link, around.board),
-        forward_ms=forward_ms(settings, encoder),
+        forward_ms=forward_ms(settings),
         follows_all=uses_all_blocks(settings),
         steady_link=_steady_link(settings),
     )

@@ -18,7 +18,7 @@ from common.encoder import Encoder, build_encoder
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.power_model import PowerModel
-from common.profiling import as_board, cached_profile
+from common.profiling import cached_profile
 from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter
 from device.journal import Journal
@@ -62,11 +62,7 @@ def play_speed(settings: DeviceConfig) -> ComputeStretch | None:
     """The profile's speed, against this machine's, which is measured."""
     if settings.profile is None or not settings.emulate:
         return None
-    mobile = build_encoder("mobile", seed=0)
-    window = torch.zeros(1, 1, 64, 96)
-    with torch.inference_mode():
-        host_ms = measure_forward_ms(lambda: mobile(window))
-    stretch = ComputeStretch(host_forward_ms=host_ms, board_forward_ms=settings.profile.mobile_forward_ms)
+    stretch = ComputeStretch(host_forward_ms=mobile_forward_ms(), board_forward_ms=settings.profile.mobile_forward_ms)
     LOG.info("%s: %s", settings.profile.name, stretch.describe())
     return stretch
 
@@ -128,18 +124,26 @@ def compute_times(settings: DeviceConfig, encoder: Encoder) -> messages.ComputeT
     folder = settings.state_directory
     costs = cached_profile(encoder, folder, nodes=False)
     if settings.emulate and settings.profile is not None:
-        costs = as_board(costs, settings.profile.mobile_forward_ms, folder)
+        costs = costs.as_board(settings.profile.mobile_forward_ms)
     return messages.ComputeTimes(
         tuple(cost.forward_ms for cost in costs.blocks), tuple(cost.backward_ms for cost in costs.blocks)
     )
 
 
-def forward_ms(settings: DeviceConfig, encoder: Encoder) -> float | None:
-    """How long one window takes through the whole encoder: what the profile says of the board, else measured."""
-    if settings.profile is not None:
-        return settings.profile.mobile_forward_ms
+def forward_ms(settings: DeviceConfig) -> float | None:
+    """How long one window takes through `mobile`, whatever is trained: as the board that is played, else measured.
+
+    None where no policy asks.
+    """
     if settings.splitter.kind != "policy":
         return None
-    window = torch.zeros(1, 1, 64, 96)
+    if settings.emulate and settings.profile is not None:
+        return settings.profile.mobile_forward_ms
+    return mobile_forward_ms()
+
+
+def mobile_forward_ms() -> float:
+    """Milliseconds of one window through `mobile` here, measured."""
+    mobile, window = build_encoder("mobile", seed=0), torch.zeros(1, 1, 64, 96)
     with torch.inference_mode():
-        return measure_forward_ms(lambda: encoder(window))
+        return measure_forward_ms(lambda: mobile(window))

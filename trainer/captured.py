@@ -1,7 +1,8 @@
 """How many windows a device could have captured by now: more than that it cannot have learned from.
 
 In real time the trainer's clock tells. In fast mode no clock may decide what is learned: there the devices' own streams
-do, as the median of how far they have come, which no single device can move.
+do, as the median of how far they have come, which no single device can move. A device that has finished has come no
+farther: it counts until it has been silent for a while.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from common.log_mel import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from trainer.batcher import Part
 
 WINDOW_S = WINDOW_SAMPLES / SAMPLE_RATE_HZ
+SILENT = 64  # batches without a part of a device: in fast mode devices wait for each other, so it is not there
 
 
 class Captured:
@@ -22,16 +24,21 @@ class Captured:
         self._clock = clock
         self._newest: dict[str, tuple[str, int]] = {}  # device -> boot, window index
         self._come: dict[str, int] = {}  # device -> windows of its stream since it was first heard
+        self._heard: dict[str, int] = {}  # device -> batch
+        self._batch = 0
         self._farthest = 0.0
 
     def count(self, parts: Sequence[Part]) -> None:
         """Take a batch."""
+        self._batch += 1
         for part in parts:
+            self._heard[part.device] = self._batch
             boot, index = self._newest.get(part.device, (part.boot, part.window_index))
             onwards = part.window_index - index if boot == part.boot else 0
             self._newest[part.device] = (part.boot, max(part.window_index, index if boot == part.boot else 0))
             self._come[part.device] = self._come.get(part.device, int(self._farthest)) + max(0, onwards)
-        self._farthest = max(self._farthest, statistics.median(self._come.values()) if self._come else 0.0)
+        here = [come for device, come in self._come.items() if self._batch - self._heard[device] <= SILENT]
+        self._farthest = max(self._farthest, statistics.median(here) if here else 0.0)
 
     def windows(self) -> float:
         """Windows that have passed since some fixed moment."""

@@ -9,7 +9,8 @@ import argparse
 import logging
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from common.link import Incoming, Link
 from common.messages import DeviceStatus, PolicyUpdate, Telemetry
 from common.process import LinkOpener, new_boot, open_link, run_process, stop_on_signals
 from common.topics import Kind, Topics
+from trainer.fleet_speeds import FleetSpeeds
 from trainer.link_traces import Split, read_split
 from trainer.policy_experience import Experience
 from trainer.policy_file import load_policy, save_policy, to_message
@@ -30,7 +32,7 @@ from trainer.policy_learning import FleetLearner
 from trainer.policy_pretraining import Plan
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import CutCosts, Tables
-from trainer.simulated_fleet import encoder_costs, shipped_fleet_tables
+from trainer.simulated_fleet import Speed, encoder_costs, shipped_fleet_tables, shipped_speeds
 
 LOG = logging.getLogger("policy")
 WAIT_S = 0.5
@@ -41,9 +43,16 @@ QUEUE = 4096
 class PolicyProcess:
     """Listens to telemetry, learns when enough decisions were drawn, and tells every device that is there.
 
+    Where boards turn out to be quicker or slower than the simulator has them, it is corrected, and the policy is taught
+    there before it goes on.
+
+    Args:
+        simulated: the tables to be taught on and those to be judged by, by the speeds of the boards.
+
     Attributes:
         version: of the policy that devices have.
         refused, withheld: messages that could not be used; new policies that the simulator found worse.
+        corrected: how often the simulator was.
     """
 
     def __init__(
@@ -54,6 +63,8 @@ class PolicyProcess:
         encoder: str,
         learner: FleetLearner,
         experience: Experience,
+        speeds: FleetSpeeds,
+        simulated: Callable[[Mapping[str, Speed]], tuple[Sequence[Tables], Sequence[Tables]]],
         version: int,
         drawn_per_update: int,
         path: Path,
@@ -63,12 +74,15 @@ class PolicyProcess:
         self._encoder = encoder
         self._learner = learner
         self._experience = experience
+        self._speeds = speeds
+        self._simulated = simulated
         self._drawn_per_update = drawn_per_update
         self._path = path
         self._devices: set[str] = set()
         self.version = version
         self.refused = 0
         self.withheld = 0
+        self.corrected = 0
 
     def run(self, stop: threading.Event) -> None:
         """Until ``stop``: take what comes, learn, publish."""
@@ -90,6 +104,8 @@ class PolicyProcess:
             elif address.kind is Kind.TELEMETRY:
                 told = messages.decode(Telemetry, incoming.payload)
                 self._experience.offer(address.device, told, at_s=incoming.received_s)
+                if self._speeds.hear(address.device, told):
+                    self._correct()
         except MessageError as error:
             self.refused += 1
             LOG.warning("dropped a message of %d bytes on %s: %s", len(incoming.payload), incoming.topic, error)
@@ -100,9 +116,24 @@ class PolicyProcess:
         if status.state == "ready" and device not in self._devices:
             self._devices.add(device)
             self._experience.idle_watts[device] = _idle_watts(status.profile)
+            self._speeds.join(device, status.profile)
             self._tell(device)
         elif status.state in {"lost", "stopped"}:
             self._devices.discard(device)
+            self._speeds.leave(device)
+
+    def _correct(self) -> None:
+        self.corrected += 1
+        before, speeds = self._speeds.assumed, self._speeds.correct()
+        for board, now in speeds.items():
+            if now != before[board]:
+                LOG.info("%s: says %.1f ms a window, takes %.1f", board, now.said_ms, now.taken_ms)
+        LOG.info("the policy is taught in a simulator with these boards")
+        tables, judged_by = self._simulated(speeds)
+        if self._learner.teach(tables, judged_by=judged_by):
+            self._publish()
+        else:
+            LOG.info("it was as good there before: nothing is published")
 
     def _learn(self) -> None:
         trajectories = self._experience.take(version=self.version)
@@ -114,6 +145,9 @@ class PolicyProcess:
             self.withheld += 1
             LOG.warning("the simulator finds the new policy worse by %.3f: not published", -lesson.simulated_change)
             return
+        self._publish()
+
+    def _publish(self) -> None:
         self.version += 1
         save_policy(self._path, self.current())
         for device in sorted(self._devices):
@@ -159,9 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def judging_tables(costs: CutCosts, split: Split) -> list[Tables]:
-    """The training traces that a new policy is judged by."""
-    return shipped_fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps)
+def judging_tables(costs: CutCosts, split: Split, speeds: Mapping[str, Speed] | None = None) -> list[Tables]:
+    """The training traces that a new policy is judged by; `speeds`: of boards that are not as their profiles state."""
+    return shipped_fleet_tables(split.training[:JUDGED_BY], costs, steps=split.steps, speeds=speeds)
+
+
+def simulated_tables(costs: CutCosts, split: Split, speeds: Mapping[str, Speed]) -> tuple[list[Tables], list[Tables]]:
+    """What a policy is taught on, and what it is judged by, with boards of these speeds."""
+    taught = shipped_fleet_tables(split.training, costs, steps=split.steps, speeds=speeds)
+    return taught, judging_tables(costs, split, speeds)
 
 
 def learn(
@@ -186,9 +226,10 @@ def learn(
         raise ConfigError(f"{path}: a policy for {update.encoder}, the fleet's encoder is {fleet.encoder}")
     weights = RewardWeights()
     topics = Topics(fleet.fleet)
+    split = read_split()
     learner = FleetLearner(
         network,
-        judging_tables(costs, read_split()),
+        judging_tables(costs, split),
         min_cut=Plan().min_cut,
         first_cut=SplitterConfig.model_fields["cut"].default,
         weights=weights,
@@ -210,6 +251,8 @@ def learn(
         encoder=fleet.encoder,
         learner=learner,
         experience=Experience(parts_per_step=fleet.parts_per_step, weights=weights, actions=network.sizes[-1]),
+        speeds=FleetSpeeds(costs, shipped_speeds()),
+        simulated=partial(simulated_tables, costs, split),
         version=update.version,
         drawn_per_update=drawn_per_update,
         path=path,

@@ -17,7 +17,7 @@ from common.config_types import DEFAULT_CHANGE_CODEC
 from common.encoder import ENCODERS, build_encoder
 from common.encoder_graph import trace
 from common.errors import ConfigError
-from common.profiling import as_board, cache_folder, cached_profile
+from common.profiling import cache_folder, cached_profile
 from trainer.partition import Partition
 from trainer.partition_graph import CutGraph, Flags, graph_of, up_to_block
 from trainer.partition_prices import Breakdown, LinkState, amounts, breakdown, pins, rates
@@ -81,7 +81,7 @@ def board_profile(name: str, here: ComputeProfile) -> ComputeProfile:
         return here
     if name.endswith(".json"):
         return load(Path(name))
-    return as_board(here, config.load_profile(name).mobile_forward_ms, cache_folder())
+    return here.as_board(config.load_profile(name).mobile_forward_ms)
 
 
 def compare(

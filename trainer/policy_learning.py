@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork
 from trainer.policy_experience import Reported
 from trainer.policy_file import network_of, take_over
-from trainer.policy_pretraining import DISCOUNT
+from trainer.policy_pretraining import DISCOUNT, Plan, pretrain
 from trainer.ppo import ActorCritic, Health, Learner, Samples, Settings, advantages
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
@@ -26,6 +26,10 @@ VALUE_ROUNDS, VALUE_EPOCHS = 4, 5
 # Shorter than in the simulator: a fleet draws a few hundred decisions where the simulator draws thousands, and what
 # comes after a decision is mostly the link's doing.
 ONLINE_DECAY = 0.8
+
+# In a simulator that was corrected: 30 s, and as good there as learning anew (measured: tests/bench/LOG.md).
+TEACHING = Plan(rounds=0, updates=50)
+TEACHER = Settings(entropy=ONLINE.entropy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,31 @@ class FleetLearner:
         tolerance: float,
         seed: int,
         settings: Settings = ONLINE,
+        teaching: Plan = TEACHING,
     ) -> None:
-        self._tables, self._min_cut, self._first_cut, self._weights = tables, min_cut, first_cut, weights
-        self._tolerance = tolerance
-        self.network = network
-        self._model = ActorCritic(len(OBSERVATION_NAMES), network.sizes[-1], seed=seed)
+        self._min_cut, self._first_cut, self._weights = min_cut, first_cut, weights
+        self._tolerance, self._seed, self._settings = tolerance, seed, settings
+        self._teaching = replace(teaching, min_cut=min_cut)
+        self._begin(network, tables)
+
+    def _begin(self, network: PolicyNetwork, tables: Sequence[Tables]) -> None:
+        self._tables, self.network = tables, network
+        self._model = ActorCritic(len(OBSERVATION_NAMES), network.sizes[-1], seed=self._seed)
         take_over(self._model, network)
-        self._learner = Learner(self._model, settings, seed=seed)
+        self._learner = Learner(self._model, self._settings, seed=self._seed)
         self._first = self.simulated(network)
+
+    def teach(self, tables: Sequence[Tables], *, judged_by: Sequence[Tables]) -> bool:
+        """Learn on in a simulator that has become another one, and be judged by it from now on; whether that helped.
+
+        The value begins anew: what a decision is worth has changed.
+        """
+        learned = pretrain(
+            tables, plan=self._teaching, settings=TEACHER, weights=self._weights, seed=self._seed, network=self.network
+        )
+        helped = learned.refined > learned.began
+        self._begin(network_of(learned.model) if helped else self.network, judged_by)
+        return helped
 
     def simulated(self, network: PolicyNetwork) -> float:
         """Mean reward of a decision of this policy in the simulator, along every trace once, always the same ones."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common import messages
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec, EncodedTensor, encode
-from common.compute_profile import ComputeProfile, window_forward_ms
+from common.compute_profile import ComputeProfile
 from common.config_types import DEFAULT_CHANGE_CODEC
 from common.encoder import Encoder
 from common.power_model import PowerModel
@@ -26,9 +26,7 @@ from trainer.link_traces import STEP_S, Trace
 Values = NDArray[np.float64]
 
 WINDOWS = 8  # of a decision: a step of the fleet's default parts_per_step
-VIEWS_SHARE = (
-    0.31  # of the encoder's forward time for both views: log-mel and augmentation (1.5 against 4.8 ms, measured)
-)
+VIEWS_SHARE = 0.31  # of `mobile`'s forward time for both views: log-mel and augmentation (1.5 against 4.8 ms, measured)
 SERVER_S = 0.03  # part received to embedding published while training runs: README's p95 of 47 ms is the bad case
 BATCH_S = 0.1  # what the gradients of a step take longer than its embeddings: the batch waits for the other devices
 MERGE_BATCHES = 6  # a version every so many decisions: `merge_every`'s default, after a run's first batches
@@ -40,7 +38,8 @@ TELEMETRY_BYTES = 650  # a packet of telemetry, once a decision (tests/trainer/t
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A kind of device. ``forward_ms``: one window through the whole encoder, of one view, as its profile states it.
+    """A kind of device. ``forward_ms``: one window of one view through `mobile`; ``said_ms``: what devices say of
+    that, where it is something else.
 
     A device computes on one of its ``cores``.
     """
@@ -49,11 +48,12 @@ class Board:
     forward_ms: float
     cores: int
     power: PowerModel
+    said_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CutCosts:
-    """An encoder at every cut, `[L + 1]` each; times on a machine that takes 1 ms for a window of one view.
+    """An encoder at every cut, `[L + 1]` each; times on a machine that takes 1 ms for a view through `mobile`.
 
     Attributes:
         forward_ms, train_ms: of one window's two views on the device: views made and embedded; the same with backward.
@@ -92,7 +92,7 @@ class Tables:
         online, uplink_mbps, round_trip_ms, uncertainty: at the decision, or its windows' mean (rate and round trip: of
             those that are online); `last_load`, `last_uncertainty`: its last window's.
         fetch_joules: per byte fetched.
-        forward_ms: as `Board`.
+        forward_ms: what the device says of itself.
         follows: blocks beyond the cut follow every version as well; `bytes_moved` and `joules` hold what that costs.
     """
 
@@ -127,10 +127,13 @@ class Tables:
 def cut_costs(
     encoder: Encoder, profile: ComputeProfile, *, values_per_merge: int, topics: Topics, device: str
 ) -> CutCosts:
-    """What every cut of `encoder` costs, by a measured profile of it and by messages of the default codecs."""
+    """What every cut of `encoder` costs, by a measured profile of it and by messages of the default codecs.
+
+    ValueError as `ComputeProfile.as_board`.
+    """
     cuts = range(encoder.depth + 1)
-    unit = profile.slower(1.0 / window_forward_ms(profile))
-    views_ms = VIEWS_SHARE * unit.client_forward_ms(encoder.depth)
+    unit = profile.as_board(1.0)
+    views_ms = VIEWS_SHARE * VIEWS
     packets = np.array([_packets(encoder, cut, topics, device) for cut in cuts], dtype=np.float64)
     return CutCosts(
         forward_ms=np.array([views_ms + unit.client_forward_ms(cut) for cut in cuts]),
@@ -232,7 +235,7 @@ def tables(trace: Trace, board: Board, costs: CutCosts, *, follows: bool = False
         last_uncertainty=uncertainty[:, -1, 0],
         whole_bytes=costs.whole_bytes,
         fetch_joules=1e-6 * board.power.radio_joules_per_megabyte_down,
-        forward_ms=board.forward_ms,
+        forward_ms=board.forward_ms if board.said_ms is None else board.said_ms,
         follows=follows,
     )
 

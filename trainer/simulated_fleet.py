@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.compute_profile import load
@@ -21,11 +22,25 @@ TOPICS = Topics("fleet")  # names as long as usual: they stand in every packet
 DEVICE = "kitchen"
 
 
-def shipped_board(name: str, *, slower: float = 1.0) -> Board:
-    """A board by the name of its shipped profile, or one `slower` times as slow; ConfigError for an unknown name."""
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Milliseconds of one window of one view through `mobile`: as a board's devices say, and as it takes."""
+
+    said_ms: float
+    taken_ms: float
+
+
+def shipped_speeds() -> dict[str, Speed]:
+    """Of every board of the simulated fleet, as its profile states it."""
+    stated = {name: shipped_board(name).forward_ms for name in BOARDS}
+    return {name: Speed(ms, ms) for name, ms in stated.items()}
+
+
+def shipped_board(name: str) -> Board:
+    """A board by the name of its shipped profile; ConfigError for an unknown name."""
     profile = load_profile(name)
     power = PowerModel(**profile.power.model_dump(exclude={"source"}))
-    return Board(name, slower * profile.mobile_forward_ms, profile.cores, power)
+    return Board(name, profile.mobile_forward_ms, profile.cores, power)
 
 
 def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
@@ -45,6 +60,8 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
     profile = load(compute or shipped)
     if profile.encoder != name:
         raise ConfigError(f"{compute or shipped}: a profile of {profile.encoder}, not of {name}")
+    if name != "mobile" and profile.mobile_forward_ms is None:
+        raise ConfigError(f"{compute or shipped}: without mobile_forward_ms: `streamsplit profile --fresh` measures it")
     return cut_costs(
         encoder,
         profile,
@@ -54,9 +71,21 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
     )
 
 
-def shipped_fleet_tables(traces: Sequence[tuple[TraceKind, int]], costs: CutCosts, *, steps: int) -> list[Tables]:
-    """`fleet_tables` of the shipped boards, which follow every block or those before the cut."""
-    boards = [shipped_board(name) for name in BOARDS]
+def shipped_fleet_tables(
+    traces: Sequence[tuple[TraceKind, int]],
+    costs: CutCosts,
+    *,
+    steps: int,
+    speeds: Mapping[str, Speed] | None = None,
+) -> list[Tables]:
+    """`fleet_tables` of the shipped boards, which follow every block or those before the cut.
+
+    `speeds`: of those that turned out to be others than their profiles state, by name.
+    """
+    known = shipped_speeds() | dict(speeds or {})
+    boards = [
+        replace(shipped_board(name), forward_ms=known[name].taken_ms, said_ms=known[name].said_ms) for name in BOARDS
+    ]
     return fleet_tables(traces, costs, steps=steps, boards=boards, follows=(False, True))
 
 

@@ -34,7 +34,7 @@ from tests.bench.recovery_runs import Curve, Learning, Pace, World, greedy_rewar
 from tests.bench.statistics import mean_sd
 from trainer.link_traces import Split, TraceKind, read_split
 from trainer.policy_file import load_policy, network_of
-from trainer.policy_learning import ONLINE
+from trainer.policy_learning import ONLINE, TEACHING
 from trainer.policy_oracle import Oracle
 from trainer.policy_pretraining import REFINING, Plan, pretrain
 from trainer.ppo import Settings
@@ -144,6 +144,7 @@ def summary(
         "decisions_to_half": half_way([one.greedy[change:] for one in learned], after, gap, pace),
         "published": [one.published for one in learned],
         "withheld": [one.withheld for one in learned],
+        "corrected": [one.corrected for one in learned],
     }
 
 
@@ -179,7 +180,7 @@ def show(result: Mapping[str, Any]) -> None:
         else:
             share, half = _told(one["share_won_back"], ".2f"), one["decisions_to_half"]
             print(f"  won back {share} of {one['gap']:+.3f}, half after {half} decisions of the fleet")
-        print(f"  published {one['published']}, withheld {one['withheld']}")
+        print(f"  published {one['published']}, withheld {one['withheld']}, simulator corrected {one['corrected']}")
 
 
 def _told(value: Mapping[str, float | None], form: str = "+.3f") -> str:
@@ -228,16 +229,17 @@ def settings_of(given: argparse.Namespace) -> Setting:
     assert path is not None
     split, costs = read_split(), encoder_costs("mobile")
     pace, teaching, seeds, traces = Pace(), Teaching(), given.seeds, split.held_out
+    learning = Learning(given.drawn, given.tolerance)
     if given.quick:
         pace, teaching, seeds = Pace(known=100, changed=300, every=50), Teaching(5, 0, oracle=False), 1
-        traces = traces[:4]
+        traces, learning = traces[:4], replace(learning, teaching=replace(TEACHING, updates=10, unvalued=4))
     return Setting(
         network=load_policy(path, actions=costs.depth + 2)[1],
         split=split,
         costs=costs,
         fleet_traces=traces,
         pace=pace,
-        learning=Learning(given.drawn, given.tolerance),
+        learning=learning,
         teaching=teaching,
         seeds=seeds,
     )

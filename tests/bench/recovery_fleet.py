@@ -80,6 +80,7 @@ class Device:
             exploration=exploration,
             seed=seed,
         )
+        self._costs = costs
         self._boots = 0
         self.boot_on(board)
 
@@ -94,12 +95,16 @@ class Device:
         """What it says of itself."""
         return DeviceStatus(state, self._boot, self._boots, "0", "f" * 16, self._board.name, "", ())
 
+    def window_ms(self, cut: int, load: float) -> float:
+        """What computing a window cut there takes, beside other work."""
+        return float(self._costs.train_ms[cut]) * self._board.forward_ms / (1.0 - load)
+
     @property
     def _boot(self) -> str:
         return f"{self._boots:016x}"
 
-    def tell(self, seen: Observation, decision: Decision, came: Counted) -> Telemetry:
-        """Count what came of a decision, and say it."""
+    def tell(self, seen: Observation, decision: Decision, came: Counted, *, load: float) -> Telemetry:
+        """Count what came of a decision, and say it; `load`: of others on the processor meanwhile."""
         taken = WINDOWS / max(came.kept, LEAST_KEPT)  # windows that pass while a step of them is taken
         self._decisions += 1
         self._dropped += taken - WINDOWS
@@ -142,7 +147,7 @@ class Device:
             embedding_ms=came.latency_ms,
             gradient_ms=None,
             weights_version=1,
-            client_ms=None,
+            client_ms=self.window_ms(came.cut, load) if came.answered == 1.0 else None,
         )
 
     @property
@@ -191,6 +196,7 @@ class Fleet:
 
     def move_to(self, worlds: Sequence[tuple[Board, Sequence[Tables]]]) -> None:
         """Every device boots on its group's new board."""
+        self._tables = [tables for _, tables in worlds]
         self._simulators = [
             Simulator(
                 tables,
@@ -223,19 +229,21 @@ class Fleet:
 
     def step(self) -> Values:
         """One decision of every device; their rewards as the simulator pays them, `[devices]`, group by group."""
-        paid = [self._step(group, simulator) for group, simulator in zip(self._groups, self._simulators, strict=True)]
-        return np.concatenate(paid)
+        groups = zip(self._groups, self._simulators, self._tables, strict=True)
+        return np.concatenate([self._step(*group) for group in groups])
 
-    def _step(self, group: Sequence[Device], simulator: Simulator) -> Values:
+    def _step(self, group: Sequence[Device], simulator: Simulator, tables: Sequence[Tables]) -> Values:
         seen = [Observation(*row) for row in simulator.observe().tolist()]
         masks = [tuple(row) for row in simulator.mask().tolist()]
         decided = [device.splitter.decide(one, mask) for device, one, mask in zip(group, seen, masks, strict=True)]
         local = simulator.actions - 1
+        places = zip(simulator.trace.tolist(), simulator.decision.tolist(), strict=True)
+        loads = [float(tables[trace].last_load[place]) for trace, place in places]
         stepped = simulator.step(np.array([local if one.action == LOCAL else one.action for one in decided]))
         if self._link is not None:
             came = counted(stepped.outcome, simulator.cut)
-            for device, one, decision, counts in zip(group, seen, decided, came, strict=True):
-                told = device.tell(one, decision, counts)
+            for device, one, decision, counts, load in zip(group, seen, decided, came, loads, strict=True):
+                told = device.tell(one, decision, counts, load=load)
                 if any(decision.mask[:-1]):
                     self._publish(self._topics.telemetry(device.name), messages.encode(told))
         return stepped.reward

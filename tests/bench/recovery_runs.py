@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,13 +16,15 @@ from common.topics import Kind, Topics
 from tests.bench.in_process_link import MemoryBroker
 from tests.bench.policy import FIRST_CUT, MIN_CUT, WEIGHTS, by_network, returns
 from tests.bench.recovery_fleet import Fleet
-from trainer.learn_policy import PolicyProcess, judging_tables
+from trainer.fleet_speeds import FleetSpeeds
+from trainer.learn_policy import PolicyProcess, judging_tables, simulated_tables
 from trainer.link_traces import Split, TraceKind
 from trainer.policy_experience import Experience
 from trainer.policy_file import to_message
-from trainer.policy_learning import FleetLearner
+from trainer.policy_learning import TEACHING, FleetLearner
+from trainer.policy_pretraining import Plan
 from trainer.simulated_costs import WINDOWS, Board, CutCosts, Tables
-from trainer.simulated_fleet import BOARDS, fleet_tables, shipped_board
+from trainer.simulated_fleet import BOARDS, fleet_tables, shipped_board, shipped_speeds
 
 FLEET = FleetConfig.model_validate({"fleet": "fleet", "broker": {"url": "mqtt://127.0.0.1:1"}})
 QUEUE = 4096
@@ -40,11 +43,13 @@ def world(
     traces: Sequence[tuple[TraceKind, int]], costs: CutCosts, *, steps: int, slower: float = 1.0, told: bool = True
 ) -> World:
     """The shipped boards, `slower` times as slow; `told`: their devices say so, else they say what was shipped."""
-    boards = [shipped_board(name, slower=slower) for name in BOARDS]
+    shipped = [shipped_board(name) for name in BOARDS]
+    boards = [
+        replace(one, forward_ms=slower * one.forward_ms, said_ms=None if told else one.forward_ms) for one in shipped
+    ]
 
     def made(chosen: Sequence[Board]) -> tuple[Tables, ...]:
-        there = fleet_tables(traces, costs, steps=steps, boards=chosen)
-        return tuple(one if told else replace(one, forward_ms=one.forward_ms / slower) for one in there)
+        return tuple(fleet_tables(traces, costs, steps=steps, boards=chosen))
 
     return World(tuple((board, made([board])) for board in boards), made(boards))
 
@@ -63,10 +68,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """As ``streamsplit policy`` is told."""
+    """As ``streamsplit policy`` is told; `teaching`: how much is learned in a simulator that was corrected."""
 
     drawn: int = 256
     tolerance: float = 0.02
+    teaching: Plan = TEACHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +82,14 @@ class Curve:
     Attributes:
         paid: mean reward of a decision since the last point, drawn ones and all.
         greedy: of the version in use along every trace in order, without drawing.
-        published, withheld: versions, in the end.
+        published, withheld: versions, in the end; corrected: how often the simulator was.
     """
 
     paid: tuple[float, ...]
     greedy: tuple[float, ...]
     published: int = 0
     withheld: int = 0
+    corrected: int = 0
 
 
 class Trainer:
@@ -100,6 +107,7 @@ class Trainer:
             first_cut=FIRST_CUT,
             weights=WEIGHTS,
             tolerance=learning.tolerance,
+            teaching=learning.teaching,
             seed=seed,
         )
         self.process = PolicyProcess(
@@ -108,6 +116,8 @@ class Trainer:
             encoder=ENCODER,
             learner=self._learner,
             experience=Experience(parts_per_step=WINDOWS, weights=WEIGHTS, actions=network.sizes[-1]),
+            speeds=FleetSpeeds(costs, shipped_speeds()),
+            simulated=partial(simulated_tables, costs, split),
             version=begin.version,
             drawn_per_update=learning.drawn,
             path=path,
@@ -164,7 +174,9 @@ def learning_run(
         curve = _live(worlds, fleet, trainer, network, pace=pace, advance=advance)
     if trainer is None:
         return curve
-    return replace(curve, published=trainer.process.version - begin.version, withheld=trainer.process.withheld)
+    process = trainer.process
+    published = process.version - begin.version
+    return replace(curve, published=published, withheld=process.withheld, corrected=process.corrected)
 
 
 def _live(

@@ -107,7 +107,7 @@ def test_a_slow_board_that_does_not_say_so_looks_as_before_and_costs_more() -> N
 
 
 def test_fleets_with_and_without_learning_meet_the_same_until_the_first_version() -> None:
-    places = (here(), here(3.0, told=False))
+    places = (here(), here(1.2, told=False))
     runs = [
         learning_run(
             places, shipped(), pace=SHORT, learning=learning, split=SPLIT, costs=costs(), seed=3, advance=lambda: None
@@ -122,13 +122,27 @@ def test_fleets_with_and_without_learning_meet_the_same_until_the_first_version(
     assert len(learning.paid) == len(learning.greedy) == 6
 
 
-def test_what_the_simulator_finds_worse_never_reaches_a_device() -> None:
+def test_a_fleet_that_has_become_slow_corrects_the_simulator_and_earns_more_than_a_frozen_one() -> None:
     places = (here(), here(3.0, told=False))
+    taught = Learning(drawn=10**6, teaching=Plan(rounds=0, updates=12, unvalued=4, batch=32, steps=32))
+    learned, frozen = (
+        learning_run(
+            places, shipped(), pace=SHORT, learning=learning, split=SPLIT, costs=costs(), seed=3, advance=lambda: None
+        )
+        for learning in (taught, None)
+    )
+    assert learned.greedy[:2] == frozen.greedy[:2]
+    assert learned.corrected >= 1
+    assert learned.greedy[-1] > frozen.greedy[-1] + 0.02
+
+
+def test_what_the_simulator_finds_worse_never_reaches_a_device() -> None:
+    places = (here(), here(1.2, told=False))
     strict = Learning(drawn=64, tolerance=-10.0)
     run = learning_run(
         places, shipped(), pace=SHORT, learning=strict, split=SPLIT, costs=costs(), seed=3, advance=lambda: None
     )
-    assert run.published == 0
+    assert (run.published, run.corrected) == (0, 0)
     assert run.withheld >= 3
     assert len(set(run.greedy)) == 2  # one policy, two worlds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from common import profiling
-from common.compute_profile import ComputeProfile, load, window_forward_ms
+from common.compute_profile import ComputeProfile, load, save, window_forward_ms
 from common.encoder import build_encoder
 from common.encoder_graph import operations, trace
 from common.profile_command import main
@@ -93,10 +94,21 @@ def test_the_command_prints_a_table_or_the_file_it_also_writes(
 
 def test_a_board_takes_as_long_for_mobile_as_its_file_says_and_in_proportion_for_any_encoder(tmp_path: Path) -> None:
     here = profiling.cached_profile(MOBILE, tmp_path, nodes=False)
-    board = profiling.as_board(here, 20.0, tmp_path)
+    board = here.as_board(20.0)
     assert window_forward_ms(board) == pytest.approx(20.0)
     half = profiling.cached_profile(build_encoder("mobile-half", seed=0), tmp_path, nodes=False)
-    assert profiling.as_board(half, 20.0, tmp_path).scale == pytest.approx(board.scale)
+    assert half.as_board(20.0).scale == pytest.approx(board.scale)
+    assert half.as_board(20.0).mobile_forward_ms == pytest.approx(20.0)
+    with pytest.raises(ValueError, match="profile of mobile-half does not say what mobile takes"):
+        replace(half, mobile_forward_ms=None).as_board(20.0)
+
+
+def test_a_profile_of_before_boards_were_compared_by_mobile_is_measured_anew(tmp_path: Path) -> None:
+    encoder = build_encoder("mobile-half", seed=0)
+    profiling.cached_profile(encoder, tmp_path, nodes=False)
+    (path,) = tmp_path.glob("profile-mobile-half-*")
+    save(replace(load(path), mobile_forward_ms=None), path)
+    assert profiling.cached_profile(encoder, tmp_path, nodes=False).mobile_forward_ms is not None
 
 
 def test_no_name_of_the_machine_stands_in_its_fingerprint() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from trainer.batcher import Part
-from trainer.captured import WINDOW_S, Captured
+from trainer.captured import SILENT, WINDOW_S, Captured
 
 
 def part(device: str, index: int, boot: str = "a" * 16) -> Part:
@@ -39,3 +39,13 @@ def test_time_never_goes_back_when_devices_restart_or_join() -> None:
     assert captured.windows() == 100
     captured.count([part("a", 30, "b" * 16), part("b", 130), part("c", 37), part("d", 38)])
     assert captured.windows() == 130
+
+
+def test_devices_that_have_finished_do_not_hold_the_fleets_time_for_ever() -> None:
+    captured = Captured(None)
+    captured.count([part(device, 0) for device in "abc"])
+    for index in range(1, SILENT + 1):
+        captured.count([part("a", index)])
+        assert captured.windows() == 0
+    captured.count([part("a", SILENT + 1)])
+    assert captured.windows() == SILENT + 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +23,18 @@ from common.topics import Topics
 from device.policy_splitter import shipped_policy
 from tests.bench.in_process_link import MemoryBroker
 from tests.fakes import FakeLink
-from tests.trainer.simulated import small_fleet
+from tests.trainer.simulated import costs, small_fleet
 from tests.trainer.test_policy_experience import told
+from trainer.fleet_speeds import FleetSpeeds
 from trainer.learn_policy import PolicyProcess, learn
 from trainer.policy_experience import Experience, Reported
 from trainer.policy_file import load_policy, network_of, save_policy, to_message
 from trainer.policy_learning import ONLINE, FleetLearner
+from trainer.policy_pretraining import Plan
 from trainer.ppo import ActorCritic
 from trainer.reward import RewardWeights
+from trainer.simulated_costs import Tables
+from trainer.simulated_fleet import BOARDS, Speed, shipped_fleet_tables, shipped_speeds
 
 TOPICS = Topics("home")
 W = RewardWeights()
@@ -86,19 +91,53 @@ def test_what_the_simulator_finds_worse_is_given_up() -> None:
         pupil.learn([])
 
 
+def test_a_simulator_with_slower_boards_teaches_and_judges_from_then_on() -> None:
+    shipped = shipped_policy("mobile")
+    assert shipped is not None
+    network = load_policy(shipped, actions=10)[1]
+    slow = shipped_fleet_tables(
+        (("wifi", 1), ("lte", 2)), costs(), steps=320, speeds={name: Speed(20.0, 300.0) for name in BOARDS}
+    )
+    pupil = FleetLearner(
+        network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=0.0, seed=0,
+        teaching=Plan(rounds=0, updates=12, unvalued=4, batch=32, steps=32),
+    )  # fmt: skip
+    before = pupil.simulated(network)
+    assert pupil.teach(slow, judged_by=slow)
+    after = pupil.simulated(network)
+    assert after < before - 0.1
+    assert pupil.simulated(pupil.network) > after
+    assert pupil._first == pupil.simulated(pupil.network)
+
+
+def test_what_teaching_makes_worse_is_not_taken() -> None:
+    pupil = learner()
+    pupil._teaching = Plan(rounds=0, updates=0, batch=4, steps=4)
+    before, tables = pupil.network, small_fleet()
+    assert not pupil.teach(tables, judged_by=tables)
+    assert pupil.network is before
+
+
 class Process:
     def __init__(self, path: Path) -> None:
         self.link = FakeLink()
+        self.asked: list[dict[str, Speed]] = []
         self.process = PolicyProcess(
             self.link.as_link,
             TOPICS,
             encoder="mobile",
             learner=learner(),
             experience=Experience(parts_per_step=8, weights=W, actions=10),
+            speeds=FleetSpeeds(costs(), shipped_speeds()),
+            simulated=self.simulated,
             version=4,
             drawn_per_update=6,
             path=path,
         )
+
+    def simulated(self, speeds: Mapping[str, Speed]) -> tuple[Sequence[Tables], Sequence[Tables]]:
+        self.asked.append(dict(speeds))
+        return small_fleet(), small_fleet()
 
     def hear(self, topic: str, payload: bytes) -> None:
         self.process.take(Incoming(topic, payload, False, 0.0))
@@ -120,6 +159,29 @@ def test_a_device_that_comes_is_told_the_policy_and_later_every_better_one(tmp_p
     assert [update.version for update in sent] == [4, 5]
     assert all(digest(update.data) == update.digest for update in sent)
     assert load_policy(tmp_path / "policy.bin", actions=10)[0] == sent[-1]
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_board_that_is_slower_than_its_profile_corrects_the_simulator_once(tmp_path: Path, *, helps: bool) -> None:
+    one = Process(tmp_path / "policy.bin")
+    one.process._drawn_per_update = 10**6
+    lessons: list[int] = []
+
+    def teach(tables: Sequence[Tables], *, judged_by: Sequence[Tables]) -> bool:
+        lessons.append(len(tables) + len(judged_by))
+        return helps
+
+    one.process._learner.teach = teach  # type: ignore[method-assign]
+    one.hear(TOPICS.status("pi"), status("ready"))
+    stated = shipped_speeds()["raspberry-pi-4"].taken_ms
+    slow_ms = 3.0 * stated * float(costs().train_ms[5])
+    for seq in range(1, 100):
+        one.hear(TOPICS.telemetry("pi"), messages.encode(replace(told(seq), action=5, client_ms=slow_ms, cpu=0.2)))
+    assert one.process.corrected == len(lessons) == len(one.asked) == 1
+    assert one.asked[0]["raspberry-pi-4"].taken_ms == pytest.approx(3.0 * stated)
+    assert one.asked[0]["raspberry-pi-5"] == shipped_speeds()["raspberry-pi-5"]
+    assert [payload for _, payload in one.link.retained][1:] == [messages.encode(one.process.current())] * helps
+    assert one.process.version == 4 + helps
 
 
 def test_a_device_cannot_name_a_file_of_this_computer_as_its_profile(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from common import messages
+from common.compute_profile import load, save
 from common.errors import ConfigError
 from common.messages import PolicyUpdate
 from common.policy import OBSERVATION_NAMES
@@ -155,6 +157,15 @@ def test_a_profile_of_another_encoder_is_refused(tmp_path: Path, capsys: pytest.
     given = ["--encoder", "resnet18", "--compute", "configs/compute/mobile.json", "--out", str(tmp_path)]
     assert train_policy.main(given) == 78
     assert "a profile of mobile, not of resnet18" in capsys.readouterr().err
+
+
+def test_a_profile_that_does_not_say_how_quick_its_machine_is_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = replace(load(Path("configs/compute/mobile.json")), encoder="resnet18")
+    save(old, tmp_path / "old.json")
+    assert train_policy.main(["--encoder", "resnet18", "--compute", str(tmp_path / "old.json")]) == 78
+    assert "without mobile_forward_ms: `streamsplit profile --fresh`" in capsys.readouterr().err
 
 
 def test_imitation_alone_earns_more_than_any_one_cut_and_is_kept_where_rewards_make_it_worse() -> None:

@@ -18,7 +18,17 @@ from common.traffic import packet_bytes
 from tests.common.cases import cases
 from tests.trainer.simulated import costs
 from trainer.link_traces import STEP_S, Trace, generate
-from trainer.simulated_costs import BATCH_S, MERGE_BATCHES, SERVER_S, TELEMETRY_BYTES, WINDOWS, Board, Tables, tables
+from trainer.simulated_costs import (
+    BATCH_S,
+    MERGE_BATCHES,
+    SERVER_S,
+    TELEMETRY_BYTES,
+    WINDOWS,
+    Board,
+    Tables,
+    cut_costs,
+    tables,
+)
 from trainer.simulated_fleet import COMPUTE, DEVICE, TOPICS, shipped_board
 
 L = 8
@@ -134,3 +144,15 @@ def test_a_slower_board_takes_longer_and_load_slows_it_further() -> None:
         replace(trace, load=np.full_like(trace.load, 0.9)), shipped_board("raspberry-pi-4"), costs()
     )
     assert hogged.service_s[0, L] > STEP_S > tables(trace, shipped_board("raspberry-pi-4"), costs()).service_s[0, L]
+
+
+def test_an_encoder_twice_as_heavy_takes_twice_as_long_on_the_same_board_and_its_views_as_long_as_before() -> None:
+    mobile, encoder = load(COMPUTE / "mobile.json"), build_encoder("mobile", seed=0)
+    twice = replace(mobile.slower(2.0), encoder="heavy", mobile_forward_ms=window_forward_ms(mobile))
+    made = [
+        cut_costs(encoder, profile, values_per_merge=100_000, topics=TOPICS, device=DEVICE)
+        for profile in (mobile, twice)
+    ]
+    views_ms = 1.5 / 4.8 * 2  # of two views through `mobile`
+    for light, heavy in zip(made[0].train_ms, made[1].train_ms, strict=True):
+        assert heavy - views_ms == pytest.approx(2.0 * (light - views_ms), rel=0.01)
