@@ -31,7 +31,9 @@ class Profile(Settings):
 
     name: Identity = Field(description="Name of the profile; a shipped one is found by it.")
     mobile_forward_ms: Number = Field(
-        gt=0, le=60_000, description="Milliseconds for one window through the whole mobile encoder, one thread."
+        gt=0,
+        le=60_000,
+        description="Milliseconds a view, of two at once, through the whole mobile encoder on one thread.",
     )
     cores: int = Field(default=4, ge=1, le=1024, description="Cores of its processor.")
     uplink_mbps: Number = Field(gt=0, le=100_000, description="Rate towards the broker in megabits per second.")

@@ -60,7 +60,7 @@ def cached_profile(encoder: Encoder, folder: Path, *, nodes: bool, fresh: bool =
         return known
     measured = measure(encoder, name=encoder.name, nodes=nodes)
     if encoder.name != "mobile":
-        mobile = cached_profile(build_encoder("mobile", seed=0), folder, nodes=False, fresh=fresh)
+        mobile = cached_profile(build_encoder("mobile", seed=0), folder, nodes=nodes, fresh=fresh)
         measured = replace(measured, mobile_forward_ms=window_forward_ms(mobile))
     folder.mkdir(parents=True, exist_ok=True)
     save(measured, path)

@@ -14,11 +14,12 @@ import torch
 
 from common import messages
 from common.config_device import DeviceConfig
-from common.encoder import Encoder, build_encoder
+from common.encoder import INPUT_SHAPE, Encoder, build_encoder
 from common.link import Link
 from common.link_address import BrokerAddress
 from common.power_model import PowerModel
 from common.profiling import cached_profile
+from common.split import VIEWS
 from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
 from device.energy import EnergyMeter
 from device.journal import Journal
@@ -131,7 +132,7 @@ def compute_times(settings: DeviceConfig, encoder: Encoder) -> messages.ComputeT
 
 
 def forward_ms(settings: DeviceConfig) -> float | None:
-    """How long one window takes through `mobile`, whatever is trained: as the board that is played, else measured.
+    """The board's `mobile_forward_ms`, whatever is trained: that of the one that is played, else measured.
 
     None where no policy asks.
     """
@@ -143,7 +144,7 @@ def forward_ms(settings: DeviceConfig) -> float | None:
 
 
 def mobile_forward_ms() -> float:
-    """Milliseconds of one window through `mobile` here, measured."""
-    mobile, window = build_encoder("mobile", seed=0), torch.zeros(1, 1, 64, 96)
+    """What a profile states by this name, measured here."""
+    mobile, window = build_encoder("mobile", seed=0), torch.zeros(VIEWS, *INPUT_SHAPE)
     with torch.inference_mode():
-        return measure_forward_ms(lambda: mobile(window))
+        return measure_forward_ms(lambda: mobile(window)) / VIEWS

@@ -5,7 +5,6 @@ A board faster than this machine cannot be played: compute is then left as it is
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from device.telemetry import Resources
 class ComputeStretch:
     """Stretches blocks of compute by `slowdown`, the board's forward time over this machine's.
 
-    Both times: milliseconds for one window through the whole encoder on one thread. What is stretched is the processor
+    Both times: as a profile's `mobile_forward_ms`. What is stretched is the processor
     time of the calling thread, so that a host busy with other things does not make the board slower as well, as long
     as a block is over in the board's time. The processor idles meanwhile. `shared` (1 or more, any thread may set it)
     is how many times as long compute takes because others use the board's processor.
@@ -76,9 +75,9 @@ class ComputeStretch:
 def measure_forward_ms(
     forward: Callable[[], object], *, repeats: int = 15, clock: Callable[[], float] = time.thread_time
 ) -> float:
-    """The median processor time of `forward()` in milliseconds, after three calls to warm up.
+    """The least processor time of `forward()` in milliseconds, after three calls to warm up.
 
-    Of the calling thread, which computes alone: what else the machine does counts little.
+    Of the calling thread, which computes alone: what else the machine does only ever adds to it.
     """
     for _ in range(3):
         forward()
@@ -87,7 +86,7 @@ def measure_forward_ms(
         start_s = clock()
         forward()
         durations_s.append(clock() - start_s)
-    return statistics.median(durations_s) * 1e3
+    return min(durations_s) * 1e3
 
 
 class BoardSampler:

@@ -58,7 +58,7 @@ class Senses:
 
         ``waiting``: how many windows have closed and were not dealt with, those looked at ahead among them. Decisions
         go by the source alone: what a step that is waited for holds up is no sign that the device labours.
-        ``forward_ms``: one window through `mobile` on this device when idle; None: not known.
+        ``forward_ms``: the device's `mobile_forward_ms` when idle; None: not known.
         ``follows_all``: blocks beyond the cut follow every version as well.
         """
         self._forward_ms = forward_ms

@@ -32,6 +32,8 @@ class Captured:
         """Take a batch."""
         self._batch += 1
         for part in parts:
+            if self._batch - self._heard.get(part.device, 0) > SILENT:  # as one that has never been heard
+                self._come.pop(part.device, None)
             self._heard[part.device] = self._batch
             boot, index = self._newest.get(part.device, (part.boot, part.window_index))
             onwards = part.window_index - index if boot == part.boot else 0

@@ -26,7 +26,7 @@ from common.process import LinkOpener, new_boot, open_link, run_process, stop_on
 from common.topics import Kind, Topics
 from trainer.fleet_speeds import FleetSpeeds
 from trainer.link_traces import Split, read_split
-from trainer.policy_experience import Experience
+from trainer.policy_experience import OLDEST, Experience
 from trainer.policy_file import load_policy, save_policy, to_message
 from trainer.policy_learning import FleetLearner
 from trainer.policy_pretraining import Plan
@@ -44,7 +44,7 @@ class PolicyProcess:
     """Listens to telemetry, learns when enough decisions were drawn, and tells every device that is there.
 
     Where boards turn out to be quicker or slower than the simulator has them, it is corrected, and the policy is taught
-    there before it goes on.
+    there before it goes on: half a minute in which nothing else is done, and a stop waits.
 
     Args:
         simulated: the tables to be taught on and those to be judged by, by the speeds of the boards.
@@ -104,8 +104,8 @@ class PolicyProcess:
             elif address.kind is Kind.TELEMETRY:
                 told = messages.decode(Telemetry, incoming.payload)
                 self._experience.offer(address.device, told, at_s=incoming.received_s)
-                if self._speeds.hear(address.device, told):
-                    self._correct()
+                if self._speeds.hear(address.device, told, at_s=incoming.received_s):
+                    self._correct(incoming.received_s)
         except MessageError as error:
             self.refused += 1
             LOG.warning("dropped a message of %d bytes on %s: %s", len(incoming.payload), incoming.topic, error)
@@ -122,15 +122,17 @@ class PolicyProcess:
             self._devices.discard(device)
             self._speeds.leave(device)
 
-    def _correct(self) -> None:
+    def _correct(self, at_s: float) -> None:
         self.corrected += 1
-        before, speeds = self._speeds.assumed, self._speeds.correct()
+        before, speeds = self._speeds.assumed, self._speeds.correct(at_s)
         for board, now in speeds.items():
             if now != before[board]:
-                LOG.info("%s: says %.1f ms a window, takes %.1f", board, now.said_ms, now.taken_ms)
+                LOG.info("%s: says %.1f ms for mobile, takes %.1f", board, now.said_ms, now.taken_ms)
         LOG.info("the policy is taught in a simulator with these boards")
         tables, judged_by = self._simulated(speeds)
         if self._learner.teach(tables, judged_by=judged_by):
+            self._experience.take(version=self.version)  # what waits was decided and paid in another world
+            self.version += OLDEST  # and so was what is still to come of it
             self._publish()
         else:
             LOG.info("it was as good there before: nothing is published")
@@ -149,6 +151,7 @@ class PolicyProcess:
 
     def _publish(self) -> None:
         self.version += 1
+        LOG.info("policy %d goes out", self.version)
         save_policy(self._path, self.current())
         for device in sorted(self._devices):
             self._tell(device)

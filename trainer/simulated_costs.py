@@ -57,6 +57,7 @@ class CutCosts:
 
     Attributes:
         forward_ms, train_ms: of one window's two views on the device: views made and embedded; the same with backward.
+        computed_ms: of these, the client segment alone, forward and backward: what devices tell as `client_ms`.
         up_bytes, down_bytes: of one window: packets of activations, and of embedding and gradient.
         answer_bytes: of these, the embedding.
         exchange_bytes: of one window's share in the exchange of weights.
@@ -65,6 +66,7 @@ class CutCosts:
 
     forward_ms: Values
     train_ms: Values
+    computed_ms: Values
     up_bytes: Values
     down_bytes: Values
     answer_bytes: Values
@@ -134,10 +136,12 @@ def cut_costs(
     cuts = range(encoder.depth + 1)
     unit = profile.as_board(1.0)
     views_ms = VIEWS_SHARE * VIEWS
+    computed_ms = np.array([unit.client_ms(cut) for cut in cuts])
     packets = np.array([_packets(encoder, cut, topics, device) for cut in cuts], dtype=np.float64)
     return CutCosts(
         forward_ms=np.array([views_ms + unit.client_forward_ms(cut) for cut in cuts]),
-        train_ms=np.array([views_ms + unit.client_ms(cut) for cut in cuts]),
+        train_ms=views_ms + computed_ms,
+        computed_ms=computed_ms,
         up_bytes=packets[:, 0] + TELEMETRY_BYTES / WINDOWS,
         down_bytes=packets[:, 1] + packets[:, 2],
         answer_bytes=packets[:, 1],

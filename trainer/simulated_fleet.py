@@ -61,7 +61,9 @@ def encoder_costs(name: str, *, compute: Path | None = None) -> CutCosts:
     if profile.encoder != name:
         raise ConfigError(f"{compute or shipped}: a profile of {profile.encoder}, not of {name}")
     if name != "mobile" and profile.mobile_forward_ms is None:
-        raise ConfigError(f"{compute or shipped}: without mobile_forward_ms: `streamsplit profile --fresh` measures it")
+        raise ConfigError(
+            f"{compute or shipped}: no mobile_forward_ms: `streamsplit profile --encoder {name} --out FILE` adds it"
+        )
     return cut_costs(
         encoder,
         profile,

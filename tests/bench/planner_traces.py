@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from common import config
-from common.compute_profile import ComputeProfile, window_forward_ms
+from common.compute_profile import ComputeProfile
 from common.encoder import build_encoder
 from common.encoder_graph import trace
 from common.profiling import measure
@@ -77,7 +77,7 @@ class _Row:
 
 
 def _case(here: ComputeProfile, board: str, wire: Wire) -> _Case:
-    device = here.slower(config.load_profile(board).mobile_forward_ms / window_forward_ms(here))
+    device = here.as_board(config.load_profile(board).mobile_forward_ms)
     traced = trace(build_encoder("mobile", seed=0))
     graph = graph_of(traced)
     known = amounts(graph, device, here, wire)

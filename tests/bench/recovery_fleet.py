@@ -97,7 +97,7 @@ class Device:
 
     def window_ms(self, cut: int, load: float) -> float:
         """What computing a window cut there takes, beside other work."""
-        return float(self._costs.train_ms[cut]) * self._board.forward_ms / (1.0 - load)
+        return float(self._costs.computed_ms[cut]) * self._board.forward_ms / (1.0 - load)
 
     @property
     def _boot(self) -> str:
@@ -162,6 +162,9 @@ class Fleet:
         worlds: by group, its board and what every action costs along each trace there.
         devices: how many in all; groups take turns.
         link: where they publish and hear of policies; None: they are alone, and keep the policy that they have.
+
+    Attributes:
+        decisions: of every device so far.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class Fleet:
     ) -> None:
         self._first_cut, self._min_cut, self._weights = first_cut, min_cut, weights
         self._link, self._topics, self._seed = link, topics, seed
+        self.decisions = 0
         self._groups = [
             [
                 Device(f"pi-{number}", board, costs, exploration=exploration, seed=1000 * seed + number)
@@ -229,6 +233,7 @@ class Fleet:
 
     def step(self) -> Values:
         """One decision of every device; their rewards as the simulator pays them, `[devices]`, group by group."""
+        self.decisions += 1
         groups = zip(self._groups, self._simulators, self._tables, strict=True)
         return np.concatenate([self._step(*group) for group in groups])
 

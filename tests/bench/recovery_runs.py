@@ -18,7 +18,7 @@ from tests.bench.policy import FIRST_CUT, MIN_CUT, WEIGHTS, by_network, returns
 from tests.bench.recovery_fleet import Fleet
 from trainer.fleet_speeds import FleetSpeeds
 from trainer.learn_policy import PolicyProcess, judging_tables, simulated_tables
-from trainer.link_traces import Split, TraceKind
+from trainer.link_traces import STEP_S, Split, TraceKind
 from trainer.policy_experience import Experience
 from trainer.policy_file import to_message
 from trainer.policy_learning import TEACHING, FleetLearner
@@ -29,6 +29,7 @@ from trainer.simulated_fleet import BOARDS, fleet_tables, shipped_board, shipped
 FLEET = FleetConfig.model_validate({"fleet": "fleet", "broker": {"url": "mqtt://127.0.0.1:1"}})
 QUEUE = 4096
 ENCODER = "mobile"
+DECISION_S = WINDOWS * STEP_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,10 @@ class Trainer:
         """The newest that was published."""
         return self._learner.network
 
-    def take(self) -> None:
-        """Everything that has come."""
+    def take(self, at_s: float) -> None:
+        """Everything that has come, at this time of the simulation."""
         while (incoming := self._link.receive(0.0)) is not None:
-            self.process.take(incoming)
+            self.process.take(replace(incoming, received_s=at_s))
 
 
 def learning_run(
@@ -209,7 +210,7 @@ def _earn(fleet: Fleet, trainer: Trainer | None, decisions: int) -> float:
     for _ in range(decisions):
         total += float(fleet.step().mean())
         if trainer is not None:
-            trainer.take()
+            trainer.take(fleet.decisions * DECISION_S)
             fleet.obey()
     return total / decisions
 

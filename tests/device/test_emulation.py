@@ -147,7 +147,7 @@ def test_a_forward_time_that_cannot_be_is_refused(host: float, board: float) -> 
         ComputeStretch(host_forward_ms=host, board_forward_ms=board)
 
 
-def test_the_forward_time_is_the_median_after_warming_up() -> None:
+def test_the_forward_time_is_the_quickest_after_warming_up() -> None:
     time = Time()
-    durations = iter([9.0, 9.0, 9.0, 0.002, 0.100, 0.003])
+    durations = iter([0.001, 9.0, 9.0, 0.004, 0.100, 0.003])
     assert measure_forward_ms(lambda: time.compute(next(durations)), repeats=3, clock=time.clock) == pytest.approx(3.0)

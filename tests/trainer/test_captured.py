@@ -49,3 +49,14 @@ def test_devices_that_have_finished_do_not_hold_the_fleets_time_for_ever() -> No
         assert captured.windows() == 0
     captured.count([part("a", SILENT + 1)])
     assert captured.windows() == SILENT + 1
+
+
+def test_a_device_that_comes_back_goes_on_from_where_the_fleet_is() -> None:
+    captured = Captured(None)
+    captured.count([part(device, 0) for device in "abc"])
+    for index in range(1, 2 * SILENT):
+        captured.count([part("a", index)])
+    came = captured.windows()
+    captured.count([part("a", 2 * SILENT), part("b", 0, "b" * 16), part("c", 0)])
+    captured.count([part("a", 2 * SILENT + 10), part("b", 10, "b" * 16), part("c", 10)])
+    assert captured.windows() >= came + 10

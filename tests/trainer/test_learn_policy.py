@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
@@ -24,13 +25,15 @@ from device.policy_splitter import shipped_policy
 from tests.bench.in_process_link import MemoryBroker
 from tests.fakes import FakeLink
 from tests.trainer.simulated import costs, small_fleet
+from tests.trainer.test_fleet_speeds import measured
 from tests.trainer.test_policy_experience import told
-from trainer.fleet_speeds import FleetSpeeds
+from trainer import policy_learning
+from trainer.fleet_speeds import ENOUGH, FleetSpeeds
 from trainer.learn_policy import PolicyProcess, learn
-from trainer.policy_experience import Experience, Reported
+from trainer.policy_experience import OLDEST, Experience, Reported
 from trainer.policy_file import load_policy, network_of, save_policy, to_message
 from trainer.policy_learning import ONLINE, FleetLearner
-from trainer.policy_pretraining import Plan
+from trainer.policy_pretraining import Learned, Plan
 from trainer.ppo import ActorCritic
 from trainer.reward import RewardWeights
 from trainer.simulated_costs import Tables
@@ -110,12 +113,16 @@ def test_a_simulator_with_slower_boards_teaches_and_judges_from_then_on() -> Non
     assert pupil._first == pupil.simulated(pupil.network)
 
 
-def test_what_teaching_makes_worse_is_not_taken() -> None:
-    pupil = learner()
-    pupil._teaching = Plan(rounds=0, updates=0, batch=4, steps=4)
+@pytest.mark.parametrize(("gain", "taken"), [(-0.1, False), (0.001, False), (0.1, True)])
+def test_what_teaching_makes_worse_or_hardly_better_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, *, gain: float, taken: bool
+) -> None:
+    pupil, other = learner(), ActorCritic(len(OBSERVATION_NAMES), 10, seed=5)
+    monkeypatch.setattr(policy_learning, "pretrain", lambda *_, **__: Learned(other, began=0.5, refined=0.5 + gain))
     before, tables = pupil.network, small_fleet()
-    assert not pupil.teach(tables, judged_by=tables)
-    assert pupil.network is before
+    assert pupil.teach(tables, judged_by=tables) == taken
+    kept = network_of(other) if taken else before
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(pupil.network.layers, kept.layers, strict=True))
 
 
 class Process:
@@ -161,8 +168,11 @@ def test_a_device_that_comes_is_told_the_policy_and_later_every_better_one(tmp_p
     assert load_policy(tmp_path / "policy.bin", actions=10)[0] == sent[-1]
 
 
-@pytest.mark.parametrize("helps", [True, False])
-def test_a_board_that_is_slower_than_its_profile_corrects_the_simulator_once(tmp_path: Path, *, helps: bool) -> None:
+@pytest.mark.parametrize(("slower", "helps"), [(1.0, True), (3.0, True), (3.0, False)])
+def test_a_board_that_is_slower_than_its_profile_corrects_the_simulator_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, slower: float, helps: bool
+) -> None:
+    caplog.set_level(logging.INFO)
     one = Process(tmp_path / "policy.bin")
     one.process._drawn_per_update = 10**6
     lessons: list[int] = []
@@ -173,15 +183,22 @@ def test_a_board_that_is_slower_than_its_profile_corrects_the_simulator_once(tmp
 
     one.process._learner.teach = teach  # type: ignore[method-assign]
     one.hear(TOPICS.status("pi"), status("ready"))
-    stated = shipped_speeds()["raspberry-pi-4"].taken_ms
-    slow_ms = 3.0 * stated * float(costs().train_ms[5])
+    due = int(slower != 1.0)
     for seq in range(1, 100):
-        one.hear(TOPICS.telemetry("pi"), messages.encode(replace(told(seq), action=5, client_ms=slow_ms, cpu=0.2)))
-    assert one.process.corrected == len(lessons) == len(one.asked) == 1
-    assert one.asked[0]["raspberry-pi-4"].taken_ms == pytest.approx(3.0 * stated)
+        said = measured("raspberry-pi-4", slower=slower)
+        one.hear(TOPICS.telemetry("pi"), messages.encode(replace(said, decision_seq=seq)))
+    assert one.process.corrected == len(lessons) == len(one.asked) == due
+    boards = [record.getMessage() for record in caplog.records if " takes " in record.getMessage()]
+    told_again = [payload for _, payload in one.link.retained][1:]
+    assert len(boards) == due
+    if not due:
+        return
+    assert boards[0] == "raspberry-pi-4: says 20.0 ms for mobile, takes 60.0"
     assert one.asked[0]["raspberry-pi-5"] == shipped_speeds()["raspberry-pi-5"]
-    assert [payload for _, payload in one.link.retained][1:] == [messages.encode(one.process.current())] * helps
-    assert one.process.version == 4 + helps
+    assert told_again == [messages.encode(one.process.current())] * helps
+    assert one.process.version == 4 + helps * (OLDEST + 1)
+    if helps:  # what was decided before is forgotten, and what is still to come of it will be
+        assert one.process._experience.drawn < 99 - ENOUGH
 
 
 def test_a_device_cannot_name_a_file_of_this_computer_as_its_profile(

@@ -165,7 +165,7 @@ def test_a_profile_that_does_not_say_how_quick_its_machine_is_is_refused(
     old = replace(load(Path("configs/compute/mobile.json")), encoder="resnet18")
     save(old, tmp_path / "old.json")
     assert train_policy.main(["--encoder", "resnet18", "--compute", str(tmp_path / "old.json")]) == 78
-    assert "without mobile_forward_ms: `streamsplit profile --fresh`" in capsys.readouterr().err
+    assert "no mobile_forward_ms: `streamsplit profile --encoder resnet18 --out FILE`" in capsys.readouterr().err
 
 
 def test_imitation_alone_earns_more_than_any_one_cut_and_is_kept_where_rewards_make_it_worse() -> None:
