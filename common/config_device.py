@@ -109,7 +109,8 @@ class SplitterConfig(Settings):
         default=0.05,
         ge=0,
         le=1,
-        description="Share of a policy's decisions that are drawn by chance, so that the fleet can learn from them.",
+        description="Share of the decisions that are drawn by chance, so that streamsplit policy can learn from them; "
+        "none is while the policy is a file's.",
     )
 
 

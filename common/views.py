@@ -7,7 +7,7 @@ background, hiss, and any single stretch of time or band of frequency.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -50,7 +50,7 @@ class Excerpt(Protocol):
 
 
 class Views:
-    """Makes both views of a window in one log-mel batch; the same `rng` state and windows, the same bits.
+    """Makes both views of a window, together or A first; the same `rng` state and windows, the same bits.
 
     log_mel: `[N, 15360]` to `[N, 1, 64, 96]`. rng: all draws come from it. shift_s: how far B's crop may lie from the
     window. gain_db: loudest change of level either way. mix: largest share of an earlier window (of the last
@@ -84,17 +84,34 @@ class Views:
         self._frequency_masks = (frequency_masks, frequency_mask_bands)
         self._earlier: deque[tuple[int, _Sound]] = deque(maxlen=remembered)
 
-    def __call__(self, window: Excerpt) -> Tensor:
-        """Views `[2, 1, 64, 96]` float32, A then B, without a graph. Raises ValueError for a window of wrong shape."""
+    def first(self, window: Excerpt) -> Tensor:
+        """View A alone, `[1, 1, 64, 96]`, for whom its embedding cannot wait for view B; nothing is drawn for it."""
+        _check(window)
+        return self._pictures([window.samples])
+
+    def __call__(self, window: Excerpt, first: Tensor | None = None) -> Tensor:
+        """Views `[2, 1, 64, 96]` float32, A then B, without a graph; ``first``: view A, where it was made already.
+
+        Raises:
+            ValueError: a window of wrong shape.
+        """
         _check(window)
         other = self._noisy(self._mixed(self._louder(self._crop(window)), window.segment))
         self._earlier.append((window.segment, window.samples))
-        with torch.no_grad():
-            views = self._log_mel(torch.from_numpy(np.stack([window.samples, other])))
-            if views.shape != (2, 1, MEL_BANDS, FRAMES):
-                raise ValueError(f"two views are [2, 1, {MEL_BANDS}, {FRAMES}], not {list(views.shape)}")
-            self._mask(views[1])
+        if first is None:
+            views = self._pictures([window.samples, other])
+        else:
+            views = torch.cat([first, self._pictures([other])])
+        self._mask(views[1])
         return views
+
+    @torch.no_grad()
+    def _pictures(self, sounds: Sequence[_Sound]) -> Tensor:
+        pictures: Tensor = self._log_mel(torch.from_numpy(np.stack(sounds)))
+        expected = [len(sounds), 1, MEL_BANDS, FRAMES]
+        if list(pictures.shape) != expected:
+            raise ValueError(f"pictures are {expected}, not {list(pictures.shape)}")
+        return pictures
 
     def _crop(self, window: Excerpt) -> _Sound:
         first = max(0, window.offset - self._shift_samples)

@@ -19,27 +19,25 @@ class Ambiguity:
     def __init__(self, encoder: Encoder, mixture: MixtureMemory) -> None:
         self._encoder = encoder
         self._mixture = mixture
-        self._last: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def embedding(self, views: Tensor) -> Tensor:
-        """The embedding [1, D] of view A of ``views`` [2, 1, 64, 96], by the weights that are here.
-
-        Asked again about the same tensor it does not compute again: a window's embedding and its uncertainty are asked
-        for one after the other, with no step between.
+    def embedding(self, first: Tensor) -> Tensor:
+        """The embedding [1, D] of view A, [1, 1, 64, 96], by the weights that are here.
 
         Raises:
             ValueError: another shape.
         """
-        if self._last is None or self._last[0] is not views:
-            self._last = (views, self._encoder.forward_to(views[:1], self._encoder.depth))
-        return self._last[1]
+        return self._encoder.forward_to(first, self._encoder.depth)
 
     @torch.no_grad()
-    def of(self, views: Tensor) -> float:
+    def of(self, views: Tensor, embedding: Tensor | None = None) -> float:
         """Uncertainty of view A of ``views`` [2, 1, 64, 96], in 0..1; 0.5 before the mixture has started.
 
+        ``embedding``: of view A, where it was computed already. Its weights may be those of a step before.
+
         Raises:
             ValueError: another shape.
         """
-        return float(self._mixture.uncertainty(self._encoder.project(self.embedding(views))))
+        if embedding is None:
+            embedding = self.embedding(views[:1])
+        return float(self._mixture.uncertainty(self._encoder.project(embedding)))

@@ -256,7 +256,7 @@ def _sending(settings: DeviceConfig, ambiguity: Ambiguity, mixture: MixtureMemor
     return Sending(
         share=settings.sending.share,
         by=settings.sending.by,
-        uncertainty=lambda views: ambiguity.of(views) if mixture.started else None,
+        uncertainty=lambda seen: ambiguity.of(seen.views, seen.embedding) if mixture.started else None,
         seed=settings.seed,
     )
 

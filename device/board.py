@@ -20,7 +20,7 @@ from common.link_address import BrokerAddress
 from common.power_model import PowerModel
 from common.profiling import cached_profile
 from common.split import VIEWS
-from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
+from device.emulation import BoardSampler, ComputeStretch, ForwardTime
 from device.energy import EnergyMeter
 from device.journal import Journal
 from device.telemetry import ResourceSampler, Sampler
@@ -63,7 +63,7 @@ def play_speed(settings: DeviceConfig) -> ComputeStretch | None:
     """The profile's speed, against this machine's, which is measured."""
     if settings.profile is None or not settings.emulate:
         return None
-    stretch = ComputeStretch(host_forward_ms=mobile_forward_ms(), board_forward_ms=settings.profile.mobile_forward_ms)
+    stretch = ComputeStretch(host=_mobile_forward(), board_forward_ms=settings.profile.mobile_forward_ms)
     LOG.info("%s: %s", settings.profile.name, stretch.describe())
     return stretch
 
@@ -145,6 +145,10 @@ def forward_ms(settings: DeviceConfig) -> float | None:
 
 def mobile_forward_ms() -> float:
     """What a profile states by this name, measured here."""
+    return _mobile_forward().least() / VIEWS
+
+
+def _mobile_forward() -> ForwardTime:
+    """Of a window's views at once, and as in training, with a graph."""
     mobile, window = build_encoder("mobile", seed=0), torch.zeros(VIEWS, *INPUT_SHAPE)
-    with torch.inference_mode():
-        return measure_forward_ms(lambda: mobile(window)) / VIEWS
+    return ForwardTime(lambda: mobile(window))

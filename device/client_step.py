@@ -1,8 +1,8 @@
-"""The device's side of a step: forward per window, then one backward on what was answered, and learning from it."""
+"""The device's side of a step: forward per window, then backward on what was answered, and learning from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +26,11 @@ class ClientStep:
         self._encoder = encoder
         self._learn = learn
         self._held: dict[int, _Held] = {}
+        self._cuts: list[int] = []  # of the parts that were backpropagated
 
     @property
     def parts(self) -> int:
-        """How many windows of the step in flight have been forwarded."""
+        """How many windows of the step in flight hold their graph."""
         return len(self._held)
 
     def forward(self, views: Tensor, *, part: int, cut: int) -> Tensor:
@@ -48,42 +49,48 @@ class ClientStep:
         self._held[part] = _Held(cut, activations)
         return activations.detach()
 
-    def apply(self, gradients: Mapping[int, Tensor], *, learning_rate: float) -> list[str]:
-        """Backpropagate the answered parts, learn from the gradients, forget the step.
+    def backward(self, part: int, gradient: Tensor) -> None:
+        """Backpropagate an answered part and let go of its graph; one that is not of this step is passed over.
 
         Args:
-            gradients: part -> gradient of the *sum* of the windows' losses at the cut, [2, *activation_shape(cut)].
+            part: the window's number in the step.
+            gradient: of the *sum* of the windows' losses at the part's cut, [2, *activation_shape(cut)].
+        """
+        held = self._held.pop(part, None)
+        if held is None:
+            return
+        if not self._cuts:
+            self._encoder.zero_grad(set_to_none=True)
+        torch.autograd.backward(held.activations, gradient)
+        self._cuts.append(held.cut)
+
+    def learn(self, *, learning_rate: float) -> list[str]:
+        """Learn from the parts that were backpropagated, and forget the step.
+
+        Args:
             learning_rate: what the trainer's schedule says for this step.
 
         Returns:
             The names of the blocks that learned; empty if no part of this step was answered.
         """
-        answered = {part: self._held[part] for part in gradients if part in self._held}
-        self._held = {}
-        if not answered:
+        cuts = self._cuts
+        self.forget()
+        if not cuts:
             return []
-        deepest = max(held.cut for held in answered.values())
-        moved = client_names(deepest)
-        for name in moved:
-            for parameter in block_parameters(self._encoder, name):
-                parameter.grad = None
-        torch.autograd.backward(
-            [held.activations for held in answered.values()], [gradients[part] for part in answered]
-        )
-        self._mean_over_own_windows([held.cut for held in answered.values()], deepest)
+        moved = client_names(max(cuts))
+        self._mean_over_own_windows(cuts, moved)
         self._learn(moved, learning_rate)
         return list(moved)
 
-    def _mean_over_own_windows(self, cuts: list[int], deepest: int) -> None:
+    def _mean_over_own_windows(self, cuts: Sequence[int], moved: Sequence[str]) -> None:
         """A participant's gradient of a block is the mean over the windows that it ran through that block."""
-        for index, name in enumerate(client_names(deepest)):
-            windows = sum(
-                cut >= index for cut in cuts
-            )  # name 0 is the stem, name i is block i-1: run by every cut >= i
+        for index, name in enumerate(moved):
+            # name 0 is the stem, name i is block i-1: run by every cut >= i
+            windows = sum(cut >= index for cut in cuts)
             for parameter in block_parameters(self._encoder, name):
                 if parameter.grad is not None:
                     parameter.grad.div_(windows)
 
     def forget(self) -> None:
         """Drop the step in flight: late, lost, or the link is gone."""
-        self._held = {}
+        self._held, self._cuts = {}, []

@@ -20,8 +20,8 @@ class ComputeTime:
     @contextlib.contextmanager
     def block(self) -> Iterator[None]:
         """Everything inside is compute. After an exception nothing is counted."""
-        started_s = time.thread_time()
-        with self._stretch.block() if self._stretch else contextlib.nullcontext():
+        with self._stretch.block() if self._stretch else contextlib.nullcontext(1.0) as slowdown:
+            started_s = time.thread_time()
             yield
-        busy_s = time.thread_time() - started_s
-        self._totals.busy_s += busy_s * (self._stretch.slowdown if self._stretch else 1.0)
+            busy_s = time.thread_time() - started_s
+        self._totals.busy_s += busy_s * slowdown

@@ -6,12 +6,54 @@ A board faster than this machine cannot be played: compute is then left as it is
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
+from typing import Protocol
 
 import psutil
 
+from common.split import VIEWS
 from device.telemetry import Resources
+
+MEASURED_EVERY_S = 1.0
+REPEATS = 15
+REMEMBERED = 9  # of the host's times: their median is what counts
+
+
+class Host(Protocol):
+    """How long a forward of `mobile` on a window's views takes on the machine, in milliseconds, timed now."""
+
+    def once(self) -> float:
+        """Of one call, after another that warms up."""
+
+    def least(self) -> float:
+        """Of the quickest of several."""
+
+
+class ForwardTime:
+    """Processor time of ``forward()`` in milliseconds, that of the calling thread, which computes alone.
+
+    ``forward`` is called twice at once to warm up.
+    """
+
+    def __init__(self, forward: Callable[[], object], *, clock: Callable[[], float] = time.thread_time) -> None:
+        self._forward = forward
+        self._clock = clock
+        for _ in range(2):
+            forward()
+
+    def once(self) -> float:
+        """Of the second of two calls: after a second's sleep the first takes half as long again (measured)."""
+        self._forward()
+        start_s = self._clock()
+        self._forward()
+        return (self._clock() - start_s) * 1e3
+
+    def least(self) -> float:
+        """Of the quickest of `REPEATS` calls: what else the machine does only ever adds to it."""
+        return min(self.once() for _ in range(REPEATS))
 
 
 class ComputeStretch:
@@ -19,28 +61,44 @@ class ComputeStretch:
 
     Both times: as a profile's `mobile_forward_ms`. What is stretched is the processor
     time of the calling thread, so that a host busy with other things does not make the board slower as well, as long
-    as a block is over in the board's time. The processor idles meanwhile. `shared` (1 or more, any thread may set it)
-    is how many times as long compute takes because others use the board's processor.
+    as a block is over in the board's time. The processor idles meanwhile, but for `host`, a forward of `mobile` on a
+    window's views, which is timed anew every second or so: by what else cores and caches are busy with it takes up to
+    twice as long (measured), and two boards of one kind would be two different ones. At first its quickest of several
+    counts: of the moment in which a whole fleet starts the others say nothing.
+    `shared` (1 or more, any thread may set it) is how many times as long compute takes because others use the board's
+    processor.
     """
 
     def __init__(
         self,
         *,
-        host_forward_ms: float,
+        host: Host,
         board_forward_ms: float,
         clock: Callable[[], float] = time.perf_counter,
         cpu_clock: Callable[[], float] = time.thread_time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not (host_forward_ms > 0.0 and board_forward_ms > 0.0):
-            raise ValueError(f"forward times are {host_forward_ms} and {board_forward_ms} ms, allowed is above 0")
-        self.ratio = board_forward_ms / host_forward_ms
-        self.slowdown = max(1.0, self.ratio)
+        self._host = host
+        self._board_forward_ms = board_forward_ms
+        self._host_ms = deque([host.least() / VIEWS], maxlen=REMEMBERED)
+        if not (self._host_ms[0] > 0.0 and board_forward_ms > 0.0):
+            raise ValueError(f"forward times are {self._host_ms[0]} and {board_forward_ms} ms, allowed is above 0")
         self.shared = 1.0
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._sleep = sleep
         self._late_s = 0.0
+        self._measured_s = clock()
+
+    @property
+    def ratio(self) -> float:
+        """The board's forward time over this machine's."""
+        return self._board_forward_ms / median(self._host_ms)
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long compute lasts; 1 where the board is faster."""
+        return max(1.0, self.ratio)
 
     @property
     def faster_than_host(self) -> bool:
@@ -48,12 +106,21 @@ class ComputeStretch:
         return self.ratio < 1.0
 
     @contextmanager
-    def block(self) -> Iterator[None]:
-        """Everything inside lasts `slowdown` times as long. After an exception nothing is slept."""
-        start_s, cpu_s = self._clock(), self._cpu_clock()
-        yield
-        board_s = (self._cpu_clock() - cpu_s) * self.slowdown * self.shared
-        self._sleep_for(board_s - (self._clock() - start_s))
+    def block(self) -> Iterator[float]:
+        """Everything inside lasts `slowdown` times as long, which is given. After an exception nothing is slept."""
+        start_s, cpu_s, slowdown = self._clock(), self._cpu_clock(), self.slowdown
+        yield slowdown
+        over_s = start_s + (self._cpu_clock() - cpu_s) * slowdown * self.shared
+        self._measure_before(over_s)
+        self._sleep_for(over_s - self._clock())
+
+    def _measure_before(self, over_s: float) -> None:
+        """Until then the board computes and the host does not, if there is time enough to measure it."""
+        now_s = self._clock()
+        enough_s = 3e-3 * VIEWS * median(self._host_ms)  # for two calls, of which the first takes longer
+        if now_s - self._measured_s >= MEASURED_EVERY_S and over_s - now_s > enough_s:
+            self._measured_s = now_s
+            self._host_ms.append(self._host.once() / VIEWS)
 
     def _sleep_for(self, wanted_s: float) -> None:
         # An operating system sleeps too long, by up to a tick: the next block is stretched by that much less.
@@ -70,23 +137,6 @@ class ComputeStretch:
         if self.faster_than_host:
             return f"the board is {1.0 / self.ratio:.1f} times as fast as this machine: compute is not emulated"
         return f"compute lasts {self.slowdown:.1f} times as long as on this machine"
-
-
-def measure_forward_ms(
-    forward: Callable[[], object], *, repeats: int = 15, clock: Callable[[], float] = time.thread_time
-) -> float:
-    """The least processor time of `forward()` in milliseconds, after three calls to warm up.
-
-    Of the calling thread, which computes alone: what else the machine does only ever adds to it.
-    """
-    for _ in range(3):
-        forward()
-    durations_s = []
-    for _ in range(repeats):
-        start_s = clock()
-        forward()
-        durations_s.append(clock() - start_s)
-    return min(durations_s) * 1e3
 
 
 class BoardSampler:

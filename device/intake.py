@@ -23,12 +23,16 @@ MOST_AHEAD = 64
 
 @dataclass(frozen=True, slots=True)
 class SeenWindow:
-    """A window, its views [2, 1, 64, 96], when it was closed, and after how long its embedding was computed here."""
+    """A window, its views [2, 1, 64, 96] and when it was closed.
+
+    Where the device computes every embedding, that of view A, [1, D], and after how many seconds it was there.
+    """
 
     window: Window
     views: Tensor
     closed_s: float
-    own_s: float | None
+    own_s: float | None = None
+    embedding: Tensor | None = None
 
 
 class Intake:
@@ -63,14 +67,17 @@ class Intake:
         return time.monotonic() if self._pace.lockstep else window.closed_s
 
     def see(self, window: Window) -> SeenWindow:
-        """What needs no decision and no step to be over."""
+        """What needs no decision and no step to be over; an embedding first, which is waited for."""
         closed_s = self.closed_s(window)
-        own = self._pace.own_embedding
+        if not self._pace.own_embedding:
+            with self._compute.block():
+                return SeenWindow(window, self._views(window), closed_s)
         with self._compute.block():
-            views = self._views(window)
-            if own:
-                self._ambiguity.embedding(views)
-        return SeenWindow(window, views, closed_s, time.monotonic() - closed_s if own else None)
+            first = self._views.first(window)
+            embedding = self._ambiguity.embedding(first)
+        own_s = time.monotonic() - closed_s
+        with self._compute.block():
+            return SeenWindow(window, self._views(window, first), closed_s, own_s, embedding)
 
     def look_ahead(self) -> None:
         """While a step is waited for windows close: their embeddings need not wait, only their sending does."""

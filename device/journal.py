@@ -89,6 +89,7 @@ class Journal:
             loss=sum(exchange.losses) / len(exchange.losses) if exchange.losses else None,
             embedding_ms=[round(1e3 * seconds, 2) for seconds in exchange.embedding_s.values()],
             gradient_ms=[round(1e3 * seconds, 2) for seconds in exchange.gradient_s.values()],
+            client_ms=exchange.client_ms(),
             weights_version=weights_version,
             **self._so_far(counters),
         )

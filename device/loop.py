@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from common.block_optimizer import BlockOptimizers
 from common.link import Link
@@ -207,7 +207,7 @@ class DeviceLoop:
         learn = self._pace.local_learning
         fate: Fate = "local"
         if self._cutting.sends_next():
-            if self._worth_sending(seen.views):
+            if self._worth_sending(seen):
                 cut = self._cutting.cut
                 embedded_s = self._outbox.send(self._exchange, seen, cut=cut)
                 self._note(window, cut, embedded_s if own_s is None else own_s)
@@ -217,10 +217,10 @@ class DeviceLoop:
             self._local_steps.offer(seen)
         self._note(window, fate, own_s)
 
-    def _worth_sending(self, views: Tensor) -> bool:
+    def _worth_sending(self, seen: SeenWindow) -> bool:
         """The last window closes a step that has begun: without it the others would wait for the deadline."""
         with self._compute.block():
-            return self._sending.wants(views, must=bool(self._exchange.sent) and self._intake.finished())
+            return self._sending.wants(seen, must=bool(self._exchange.sent) and self._intake.finished())
 
     def _note(self, window: Window, fate: Fate, own_s: float | None) -> None:
         self._journal.totals.windows_dropped = self._source.dropped
@@ -258,15 +258,27 @@ class DeviceLoop:
             self._mailbox.drain(exchange, AHEAD_WAIT_S if ahead else ANSWER_WAIT_S)
 
     def _learn_from(self, exchange: Exchange) -> None:
-        begun_s = time.monotonic()
-        with self._compute.block():
-            moved = self._client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
-        exchange.computed_s += time.monotonic() - begun_s
+        """Part by part: a slow board takes seconds, and windows that close meanwhile wait for their embeddings."""
+        for part in sorted(exchange.gradients, reverse=True):  # autograd's own order, whatever came first
+            with self._counting(exchange):
+                self._client_step.backward(part, exchange.gradients[part])
+            if self._intake.looks_ahead:
+                self._intake.look_ahead()
+        with self._counting(exchange):
+            moved = self._client_step.learn(learning_rate=exchange.learning_rate)
         if moved:
             exchange.applied_s = time.monotonic()
             self._replica.trained(moved)
             # What local steps had taken over beyond the cut is the trainer's again.
             self._optimizers.release([name for name in self._optimizers.taken if name not in moved])
+
+    @contextmanager
+    def _counting(self, exchange: Exchange) -> Iterator[None]:
+        """Compute of a step's windows."""
+        begun_s = time.monotonic()
+        with self._compute.block():
+            yield
+        exchange.computed_s += time.monotonic() - begun_s
 
     def _exchange_of(self, step: int) -> Exchange:
         return Exchange(step, timeout_s=self._pace.step_timeout_s, grace_s=self._pace.deadline_s)

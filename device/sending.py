@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
+
+from device.intake import SeenWindow
 
 Chosen = Literal["uncertainty", "random"]
 
@@ -75,21 +76,23 @@ class Sending:
     Args:
         share: of the captured windows, above 0 to 1.
         by: the more uncertain ones, or any (the control).
-        uncertainty: of view A of a window's views [2, 1, 64, 96]; None while nothing can be said: then any.
+        uncertainty: of a window; None while nothing can be said: then any.
         seed: of everything random here.
     """
 
-    def __init__(self, *, share: float, by: Chosen, uncertainty: Callable[[Tensor], float | None], seed: int) -> None:
+    def __init__(
+        self, *, share: float, by: Chosen, uncertainty: Callable[[SeenWindow], float | None], seed: int
+    ) -> None:
         self._share = share
         self._by = by
         self._uncertainty = uncertainty
         self._chooser = ShareOfValues(share, seed=seed)
 
-    def wants(self, views: Tensor, *, must: bool) -> bool:
+    def wants(self, seen: SeenWindow, *, must: bool) -> bool:
         """Whether this window is sent. ``must``: it closes a step that others wait for, and is sent in any case."""
         if self._share >= 1.0:
             return True
         if must:
             self._chooser.chosen_anyway()
             return True
-        return self._chooser.choose(self._uncertainty(views) if self._by == "uncertainty" else None)
+        return self._chooser.choose(self._uncertainty(seen) if self._by == "uncertainty" else None)

@@ -25,6 +25,8 @@ LOG = logging.getLogger(__name__)
 # How seldom the blocks beyond the cut are fetched again, for learning without the link: at cut 5 of `mobile` that is
 # 0.9 MB, with 48 windows a version 0.15 % of PCM16.
 REFRESH_VERSIONS = 400
+# How seldom who follows every version fetches the mixture: 35 KB each time, and it remembers some 30 batches.
+MIXTURE_VERSIONS = 4
 SAVE_VERSIONS = 40  # how seldom the disk is written: a memory card wears
 
 
@@ -70,6 +72,7 @@ class WeightsExchange:
         self._periods = periods
         self._following = Following(link, topics)
         self._refreshed_version = -1
+        self._mixture_version = -MIXTURE_VERSIONS
         self._saved_version = -1
 
     def keep_up(self, *, cut: int, target: int) -> bool:
@@ -80,7 +83,7 @@ class WeightsExchange:
         if self._replica.another_run:
             self._refreshed_version = self._saved_version = -1
         needed = self._names if self._needs_all() else client_names(cut)
-        moved = (not self._needs_all() or not self._mixture.missing) and self._apply(needed)
+        moved = not (self._needs_all() and self._mixture_is_due()) and self._apply(needed)
         self._apply_mixture()
         if not self._replica.missing(self._names) and not self._mixture.missing:
             self._refreshed_version = self._replica.version
@@ -109,7 +112,8 @@ class WeightsExchange:
 
     def _apply_mixture(self) -> None:
         try:
-            self._mixture.apply()
+            if self._mixture.apply():
+                self._mixture_version = self._replica.announced_version
         except MessageError as error:
             LOG.warning("the mixture of version %d is not taken over: %s", self._replica.announced_version, error)
 
@@ -120,10 +124,18 @@ class WeightsExchange:
         """What must come whole: all that is missing once the version that should be here is known."""
         if not self._replica.announced:
             return []
-        due = self._replica.announced_version - self._refreshed_version >= self._refresh_versions
-        every = due or self._needs_all()
-        mixture = [MIXTURE] if self._mixture.missing and (every or not self._mixture.held) else []
+        every = self._refresh_is_due() or self._needs_all()
+        mixture = [MIXTURE] if self._mixture_is_due() else []
         return self._replica.missing(self._names if every else client_names(deepest)) + mixture
+
+    def _refresh_is_due(self) -> bool:
+        return self._replica.announced_version - self._refreshed_version >= self._refresh_versions
+
+    def _mixture_is_due(self) -> bool:
+        if not self._mixture.missing:
+            return False
+        aged = self._replica.announced_version - self._mixture_version >= MIXTURE_VERSIONS
+        return not self._mixture.held or self._refresh_is_due() or (self._follow_all and aged)
 
     def answer_merge(self) -> None:
         """A merge asks: publish the change, or that there is none worth sending, so that nobody waits for it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from common.link import Incoming, Link
+from common.split import VIEWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +70,18 @@ class FakeLink:
 
     def wake(self) -> None:
         """Nobody waits here."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHost:
+    """A machine on which a view of two at once takes `forward_ms`, always."""
+
+    forward_ms: float
+
+    def once(self) -> float:
+        """Of both views."""
+        return VIEWS * self.forward_ms
+
+    def least(self) -> float:
+        """The same."""
+        return VIEWS * self.forward_ms

@@ -34,6 +34,7 @@ from device.mailbox import Mailbox
 from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 from device.weights_exchange import WeightsExchange
+from tests.client_steps import learn
 from tests.fakes import FakeLink
 from trainer.allowance import Allowance
 from trainer.answering import Answering, Control, Snapshot
@@ -167,7 +168,7 @@ class GoldenDevice:
         """Apply the answers that have arrived; the blocks that moved."""
         self.mailbox.drain(self.exchange, 0.0)
         exchange = self.exchange
-        moved = self.client_step.apply(exchange.gradients, learning_rate=exchange.learning_rate)
+        moved = learn(self.client_step, exchange.gradients, learning_rate=exchange.learning_rate)
         self.replica.trained(moved)
         self.exchange = Exchange(exchange.step + 1, timeout_s=10.0, grace_s=1.0)
         return moved

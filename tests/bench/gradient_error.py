@@ -31,6 +31,7 @@ from common.log_mel import SAMPLE_RATE_HZ, WINDOW_SAMPLES, LogMel
 from common.soundscape import CLASSES, clip
 from common.split import block_parameters, client_names, names, server_names
 from device.client_step import ClientStep
+from tests.client_steps import learn
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
 from trainer.objective import Hybrid
@@ -126,7 +127,7 @@ def gradients(encoder: Encoder, windows: Tensor, cut: int, up: Codec, down: Code
     server = _flat(encoder, server_names(encoder, cut))
     stochastic = rounding if down.dtype in ("int8", "int4") else None
     sent = {number: decode(encode(gradient, down, stochastic)) for number, gradient in enumerate(result.gradients)}
-    client.apply(sent, learning_rate=0.0)
+    learn(client, sent, learning_rate=0.0)
     return _flat(encoder, client_names(cut)) | server
 
 

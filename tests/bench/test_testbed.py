@@ -16,6 +16,7 @@ from tests.bench.testbed_events import reaction
 from tests.bench.testbed_figures import comparison, device_figures, is_saturated, quantile, row_figures, spread
 from tests.bench.testbed_journal import DeviceJournal, parse
 from tests.bench.testbed_plan import conditions, joules_per_megabyte, options, read_plan
+from tests.bench.testbed_played import played
 from trainer.simulated_fleet import encoder_costs, shipped_board
 
 POWER = PowerModel(
@@ -39,7 +40,7 @@ def step(at_s: float, taken: list[list[Any]], answers: dict[int, tuple[float, fl
         for index, cut in cuts.items()
         for first, second in [answers.get(index, (None, None))]
     ]
-    values = {"window": taken[-1][0] + 1, "result": "answered", **values}
+    values = {"window": taken[-1][0] + 1, "result": "answered", "client_ms": None, **values}
     return {"kind": "step", "monotonic_s": at_s, **counted(**values), "taken": taken, "parts": parts}
 
 
@@ -74,6 +75,19 @@ def test_what_comes_after_the_warm_up_is_counted_and_nothing_else() -> None:
     assert cost.air_joules == pytest.approx((2.0 * 32_000 + 1.0 * 400) * 1e-6)
     assert cost.standing_joules == pytest.approx(2.5 * 32 * 0.96)
     assert not found.saturated
+
+
+def test_boards_are_compared_with_what_the_simulator_has_for_the_cut_of_each_step() -> None:
+    costs, board = encoder_costs("mobile"), read_plan().devices[0]
+    stated_ms = shipped_board(board.profile).forward_ms
+
+    def took(cut: int, times: float) -> list[float]:
+        return [cut, times * stated_ms * float(costs.computed_ms[cut])]
+
+    told = (took(5, 2.0), None, took(8, 1.0), took(3, 1.5))
+    steps = [step(float(number), [[number, 5, 1.0]], {}, client_ms=one) for number, one in enumerate(told)]
+    assert played([parse(steps)], [board], costs) == {board.profile: 1.5}
+    assert played([parse(steps[1:2])], [board], costs) == {}
 
 
 def test_a_device_that_never_got_past_the_warm_up_is_said_to_be_one() -> None:

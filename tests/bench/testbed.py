@@ -40,10 +40,12 @@ from tests.bench.testbed_due import moves_due
 from tests.bench.testbed_events import Reaction, reaction
 from tests.bench.testbed_figures import DeviceFigures, comparison, row_figures
 from tests.bench.testbed_plan import FILE, Plan, read_plan
+from tests.bench.testbed_played import played
 from tests.bench.testbed_report import RESULT, report, tables
 from tests.bench.testbed_run import Ran, Sounds, counted, run_events, run_row
 from trainer.dataset_layouts import DATA_HELP
 from trainer.demo import RunFailed
+from trainer.simulated_fleet import encoder_costs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +123,7 @@ def summary(
     quick: bool,
 ) -> dict[str, Any]:
     """The JSON object: what was asked for at the top, then every row and everything that happened."""
-    events: dict[str, Any] = {}
+    costs, events = encoder_costs(plan.encoder), dict[str, Any]()
     reactions: list[Reaction] = []
     if happened is not None:
         due = moves_due(plan)
@@ -144,6 +146,7 @@ def summary(
             name: {
                 "title": plan.row(name).title,
                 **row_figures(devices),
+                "played": played(ran[name].journals, plan.devices, costs),
                 "wall_s": round(ran[name].wall_s, 1),
                 "others_cores": round(ran[name].others_cores, 2),
             }

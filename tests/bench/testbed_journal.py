@@ -77,6 +77,7 @@ class DeviceJournal:
     told: list[Told] = field(default_factory=list)
     conditions: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     steps: list[tuple[float, str]] = field(default_factory=list)
+    client_ms: list[tuple[int, float]] = field(default_factory=list)  # cut and compute a window, of steps of one cut
     local_steps_s: list[float] = field(default_factory=list)
 
 
@@ -112,6 +113,9 @@ def _counting(found: DeviceJournal, kind: str, at_s: float, line: Mapping[str, A
         seen.answered_ms, seen.applied_ms = part["embedding_ms"], part["applied_ms"]
     if kind == "step":
         found.steps.append((at_s, line["result"]))
+        if line["client_ms"] is not None:
+            cut, ms = line["client_ms"]
+            found.client_ms.append((cut, ms))
     elif kind == "local":
         found.local_steps_s.append(at_s)
     elif kind == "end":

@@ -150,7 +150,9 @@ def report(result: Mapping[str, Any]) -> str:
     where = (
         f"{result['windows']} windows of each of {result['devices']} devices a row, the first "
         f"{result['warm_up_windows']} not counted; splitter of StreamSplit's row: {result['splitter']}; "
-        f"broker {result['broker']}, {result['cores']} cores, of which others took {_others(result)}."
+        f"broker {result['broker']}, {result['cores']} cores, of which others took {_others(result)}. "
+        "A window's compute, measured over what simulator and profile have for it, median of a row's steps: "
+        f"{_played(result)}."
     )
     return "\n\n".join(
         (
@@ -168,6 +170,12 @@ def report(result: Mapping[str, Any]) -> str:
 def _others(result: Mapping[str, Any]) -> str:
     shares = [row["others_cores"] for row in result["rows"].values()]
     return f"{min(shares):.2f} to {max(shares):.2f}"
+
+
+def _played(result: Mapping[str, Any]) -> str:
+    rows = [(row["title"], row["played"]) for row in result["rows"].values() if row["played"]]
+    boards = [(title, [f"{profile} {_number(ratio)}" for profile, ratio in one.items()]) for title, one in rows]
+    return "; ".join(f"{title}: {', '.join(one)}" for title, one in boards)
 
 
 def _pair(key: str, result: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from device.client_step import ClientStep
 from device.edge_learner import NEIGHBOUR_S, EdgeLearner
 from device.mixture_replica import MixtureReplica
 from device.sources import open_source
+from tests.client_steps import learn
 from trainer.batcher import Part
 from trainer.hybrid_loss import HybridLoss
 from trainer.objective import Hybrid
@@ -90,7 +91,7 @@ def sent(start: Encoder, batches: Sequence[Batch], *, cut: int, learning_rate: f
         gradients = step.run(parts, learning_rate=learning_rate).gradients
         for device, client in clients.items():
             own = {part.part: one for part, one in zip(parts, gradients, strict=True) if part.device == device}
-            client.apply(own, learning_rate=learning_rate)
+            learn(client, own, learning_rate=learning_rate)
     return _merged(server, list(encoders.values()), client_names(cut))
 
 

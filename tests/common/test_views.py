@@ -76,6 +76,12 @@ def test_view_a_is_the_window_as_it_is_and_both_come_from_one_batch() -> None:
         assert bool(pair.isfinite().all())
 
 
+def test_view_a_made_first_gives_the_same_views_bit_for_bit() -> None:
+    together, apart = (Views(LogMel(), np.random.default_rng(5)) for _ in range(2))
+    for window in _sounds(10):
+        assert torch.equal(together(window), apart(window, apart.first(window)))
+
+
 def test_with_everything_off_view_b_equals_view_a() -> None:
     views = _plain()
     for window in _sounds(3):

@@ -12,6 +12,7 @@ from common.block_optimizer import BlockOptimizers
 from common.encoder import Encoder, build_encoder
 from common.split import block_parameters, client_names, names
 from device.client_step import ClientStep
+from tests.client_steps import learn
 
 LEARNING_RATE = 0.1
 
@@ -79,7 +80,7 @@ def test_a_step_moves_the_blocks_below_the_cut_by_the_mean_over_its_windows(cut:
     for part, window in enumerate(windows):
         device.step.forward(window, part=part, cut=cut)
     assert device.step.parts == 3
-    moved = device.step.apply(dict(enumerate(given)), learning_rate=LEARNING_RATE)
+    moved = learn(device.step, dict(enumerate(given)), learning_rate=LEARNING_RATE)
     assert moved == list(client_names(cut))
     assert_weights(device.encoder, expected_weights(dict.fromkeys(range(3), cut), windows, given))
 
@@ -89,7 +90,7 @@ def test_with_mixed_cuts_every_block_takes_the_mean_over_the_windows_that_ran_th
     given = gradients(device.encoder, cuts)
     for part, (window, cut) in enumerate(zip(windows, cuts, strict=True)):
         device.step.forward(window, part=part, cut=cut)
-    moved = device.step.apply(dict(enumerate(given)), learning_rate=LEARNING_RATE)
+    moved = learn(device.step, dict(enumerate(given)), learning_rate=LEARNING_RATE)
     assert moved == list(client_names(5))
     assert_weights(device.encoder, expected_weights(dict(enumerate(cuts)), windows, given))
 
@@ -99,32 +100,44 @@ def test_parts_without_an_answer_are_forgotten_and_the_mean_is_over_the_answered
     given = gradients(device.encoder, cuts)
     for part, (window, cut) in enumerate(zip(windows, cuts, strict=True)):
         device.step.forward(window, part=part, cut=cut)
-    moved = device.step.apply({0: given[0], 3: given[3]}, learning_rate=LEARNING_RATE)
+    moved = learn(device.step, {0: given[0], 3: given[3]}, learning_rate=LEARNING_RATE)
     assert moved == list(client_names(3)), "the only window at cut 7 was not answered"
     assert_weights(device.encoder, expected_weights({0: 3, 3: 3}, windows, given))
     assert device.step.parts == 0
-    assert device.step.apply({1: given[1]}, learning_rate=LEARNING_RATE) == [], "too late for it"
+    assert learn(device.step, {1: given[1]}, learning_rate=LEARNING_RATE) == [], "too late for it"
 
 
 def test_without_an_answer_nothing_moves() -> None:
     device = Device()
     device.step.forward(views(1)[0], part=0, cut=3)
-    assert device.step.apply({}, learning_rate=LEARNING_RATE) == []
+    assert learn(device.step, {}, learning_rate=LEARNING_RATE) == []
     device.step.forward(views(1)[0], part=0, cut=3)
-    assert device.step.apply({5: torch.zeros(1)}, learning_rate=LEARNING_RATE) == []
+    assert learn(device.step, {5: torch.zeros(1)}, learning_rate=LEARNING_RATE) == []
     device.step.forward(views(1)[0], part=0, cut=3)
     device.step.forget()
     assert device.step.parts == 0
     assert_weights(device.encoder, expected_weights({}, [], []))
 
 
+def test_a_part_is_backpropagated_once_and_its_graph_let_go_of_at_once() -> None:
+    device, windows = Device(), views(2)
+    given = gradients(device.encoder, [4, 4])
+    for part, window in enumerate(windows):
+        device.step.forward(window, part=part, cut=4)
+    device.step.backward(0, given[0])
+    assert device.step.parts == 1
+    device.step.backward(0, given[1])
+    assert learn(device.step, {}, learning_rate=LEARNING_RATE) == list(client_names(4))
+    assert_weights(device.encoder, expected_weights({0: 4}, windows, given))
+
+
 def test_an_earlier_steps_gradients_leave_no_trace_in_the_next() -> None:
     device, windows = Device(), views(2)
     given = gradients(device.encoder, [4, 4])
     device.step.forward(windows[0], part=0, cut=4)
-    device.step.apply({0: given[0]}, learning_rate=0.0)
+    learn(device.step, {0: given[0]}, learning_rate=0.0)
     device.step.forward(windows[1], part=0, cut=4)
-    device.step.apply({0: given[1]}, learning_rate=LEARNING_RATE)
+    learn(device.step, {0: given[1]}, learning_rate=LEARNING_RATE)
     assert_weights(device.encoder, expected_weights({0: 4}, windows[1:], given[1:]))
 
 

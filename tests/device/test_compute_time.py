@@ -7,6 +7,7 @@ import pytest
 from device.compute_time import ComputeTime
 from device.emulation import ComputeStretch
 from device.journal import Totals
+from tests.fakes import KnownHost
 
 
 def compute(seconds: float) -> None:
@@ -25,7 +26,7 @@ def test_what_is_computed_counts_and_what_is_waited_for_does_not() -> None:
 
 def test_on_a_slower_board_it_counts_as_that_boards_seconds() -> None:
     totals, slept = Totals(), list[float]()
-    stretch = ComputeStretch(host_forward_ms=2.0, board_forward_ms=10.0, sleep=slept.append)
+    stretch = ComputeStretch(host=KnownHost(2.0), board_forward_ms=10.0, sleep=slept.append)
     with ComputeTime(totals, stretch).block():
         compute(0.02)
     assert totals.busy_s >= 5 * 0.02

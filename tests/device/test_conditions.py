@@ -12,6 +12,7 @@ from device.conditions import Condition, ConditionPlayer, read_conditions, write
 from device.emulation import ComputeStretch
 from device.shaped_link import ShapedLink
 from tests.device.test_shaped_link import connect, served
+from tests.fakes import KnownHost
 
 HEADER = "at_s,uplink_mbps,downlink_mbps,round_trip_ms"
 
@@ -62,7 +63,7 @@ def test_no_text_whatever_is_a_bug(tmp_path_factory: pytest.TempPathFactory, tex
 
 
 def test_a_player_shapes_the_link_cuts_it_and_takes_the_processor() -> None:
-    stretch = ComputeStretch(host_forward_ms=1.0, board_forward_ms=2.0)
+    stretch = ComputeStretch(host=KnownHost(1.0), board_forward_ms=2.0)
     seen: list[tuple[Condition, float, float | None]] = []
     last = threading.Event()
     wanted = (
@@ -97,7 +98,7 @@ def test_a_player_shapes_the_link_cuts_it_and_takes_the_processor() -> None:
 
 
 def test_a_player_that_is_stopped_plays_no_more() -> None:
-    stretch = ComputeStretch(host_forward_ms=1.0, board_forward_ms=2.0)
+    stretch = ComputeStretch(host=KnownHost(1.0), board_forward_ms=2.0)
     begun = threading.Event()
     with served("echo") as target, ShapedLink("127.0.0.1", target) as link:
         player = ConditionPlayer(

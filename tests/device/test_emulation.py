@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from device.emulation import BoardSampler, ComputeStretch, measure_forward_ms
+from device.emulation import MEASURED_EVERY_S, REMEMBERED, REPEATS, BoardSampler, ComputeStretch, ForwardTime
 
 
 class Time:
@@ -33,9 +33,30 @@ class Time:
         self.cpu_s += seconds
 
 
+class Host:
+    """A machine that takes `host_ms` for a view, of two at once; timing it takes that long."""
+
+    def __init__(self, time: Time, host_ms: float) -> None:
+        self._time = time
+        self.host_ms = host_ms
+        self.asked_s: list[float] = []
+
+    def once(self) -> float:
+        self.asked_s.append(self._time.now_s - 50.0)
+        self._time.compute(2e-3 * self.host_ms)
+        return 2.0 * self.host_ms
+
+    def least(self) -> float:
+        return 2.0 * self.host_ms
+
+
 def stretch(time: Time, *, host: float, board: float) -> ComputeStretch:
+    return played(time, Host(time, host), board)
+
+
+def played(time: Time, host: Host, board: float) -> ComputeStretch:
     return ComputeStretch(
-        host_forward_ms=host, board_forward_ms=board, clock=time.clock, cpu_clock=time.cpu_clock, sleep=time.sleep
+        host=host, board_forward_ms=board, clock=time.clock, cpu_clock=time.cpu_clock, sleep=time.sleep
     )
 
 
@@ -144,10 +165,42 @@ def test_after_an_exception_nothing_is_slept() -> None:
 @pytest.mark.parametrize(("host", "board"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0)])
 def test_a_forward_time_that_cannot_be_is_refused(host: float, board: float) -> None:
     with pytest.raises(ValueError, match="forward times"):
-        ComputeStretch(host_forward_ms=host, board_forward_ms=board)
+        played(Time(), Host(Time(), host), board)
+
+
+def test_a_host_that_has_become_slower_does_not_make_the_board_slower() -> None:
+    time = Time()
+    host = Host(time, 2.0)
+    board = played(time, host, 10.0)
+    assert (board.slowdown, len(host.asked_s)) == (5.0, 0)
+    host.host_ms = 4.0
+    for _ in range(REMEMBERED):
+        time.wait(MEASURED_EVERY_S)
+        start_s = time.now_s
+        with board.block() as slowdown:
+            time.compute(0.1)
+        assert time.now_s - start_s == pytest.approx(0.1 * slowdown), "measuring takes none of the board's time"
+    assert (board.slowdown, len(host.asked_s)) == (2.5, REMEMBERED)
+
+
+def test_the_host_is_not_measured_more_often_than_every_second_nor_where_there_is_no_time() -> None:
+    time = Time()
+    host = Host(time, 2.0)
+    board = played(time, host, 10.0)
+    for _ in range(6):
+        with board.block():
+            time.compute(0.1)
+    assert [round(at_s, 3) for at_s in host.asked_s] == [1.1, 2.1]
+    time.wait(MEASURED_EVERY_S)
+    with board.block():
+        time.compute(0.001)
+    assert len(host.asked_s) == 2
 
 
 def test_the_forward_time_is_the_quickest_after_warming_up() -> None:
     time = Time()
-    durations = iter([0.001, 9.0, 9.0, 0.004, 0.100, 0.003])
-    assert measure_forward_ms(lambda: time.compute(next(durations)), repeats=3, clock=time.clock) == pytest.approx(3.0)
+    pairs = [(0.001, 0.1)] * (REPEATS - 2) + [(0.001, 0.003), (0.001, 0.1)]
+    durations = iter([0.001, 0.001, *(one for pair in pairs for one in pair), 0.001, 0.005])
+    forward = ForwardTime(lambda: time.compute(next(durations)), clock=time.clock)
+    assert forward.least() == pytest.approx(3.0)
+    assert forward.once() == pytest.approx(5.0)

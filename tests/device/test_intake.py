@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from common.config_device import DeviceConfig
 from common.encoder import build_encoder
@@ -105,10 +107,37 @@ def test_it_is_over_only_when_what_was_looked_at_ahead_was_dealt_with_too() -> N
 def test_an_embedding_is_computed_and_timed_only_where_it_is_wanted() -> None:
     window = Source(1).next_window(0.0)
     assert window is not None
-    assert intake(Source(0), Totals()).see(window).own_s is None
-    own_s = intake(Source(0), Totals(), replace(PACE, own_embedding=True)).see(window).own_s
-    assert own_s is not None
-    assert own_s > 0
+    plain = intake(Source(0), Totals()).see(window)
+    assert (plain.own_s, plain.embedding) == (None, None)
+    own = intake(Source(0), Totals(), replace(PACE, own_embedding=True)).see(window)
+    assert own.own_s is not None
+    assert own.own_s > 0
+    assert own.embedding is not None
+    assert own.embedding.shape == (1, 192)
+    assert torch.equal(own.views, plain.views)
+
+
+def test_an_embedding_that_is_waited_for_does_not_wait_for_view_b() -> None:
+    heard: list[int] = []
+    window = Source(1).next_window(0.0)
+    assert window is not None
+    log_mel = LogMel()
+
+    def listen(waveforms: Tensor) -> Tensor:
+        heard.append(len(waveforms))
+        pictures: Tensor = log_mel(waveforms)
+        return pictures
+
+    class Embedding(Ambiguity):
+        def embedding(self, first: Tensor) -> Tensor:
+            heard.append(0)
+            return super().embedding(first)
+
+    views = views_of("hybrid", listen, np.random.default_rng(0))
+    ambiguity = Embedding(build_encoder("mobile", seed=0), MixtureMemory())
+    pace = replace(PACE, own_embedding=True)
+    Intake(Source(0), views, ambiguity, ComputeTime(Totals(), None), Totals(), pace).see(window)
+    assert heard == [1, 0, 1]
 
 
 def test_where_no_clock_decides_and_where_only_sound_travels_nothing_is_looked_at_ahead() -> None:

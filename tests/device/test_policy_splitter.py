@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from common.actions import LOCAL
 from common.errors import MessageError
+from common.messages import encode
 from common.policy import Observation, observe
 from device.policy_splitter import PolicySplitter, shipped_policy
 from device.splitter import FixedSplitter
@@ -129,6 +131,15 @@ def test_exploration_is_bounded_and_its_probabilities_are_real() -> None:
         chosen = [decision for decision in drawn if decision.action == action]
         assert len(chosen) / len(drawn) == pytest.approx(weight / weights, abs=0.05)
         assert chosen[0].log_prob == pytest.approx(math.log(weight / weights), abs=1e-3)
+
+
+def test_only_while_a_policy_is_the_fleets_is_anything_drawn_since_nobody_else_learns_from_it(tmp_path: Path) -> None:
+    made, path = splitter(exploration=1.0, windows=1), tmp_path / "policy.bin"
+    path.write_bytes(encode(update(1, wanting({}))))
+    made.offer_file(path)
+    assert all(made.decide(SEEN, OPEN).log_prob == 0.0 for _ in range(20))
+    made.offer(update(2, wanting({})))
+    assert all(made.decide(SEEN, OPEN).log_prob < 0.0 for _ in range(20))
 
 
 @settings(deadline=None)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
+from device.intake import SeenWindow
 from device.sending import HORIZON, Sending, ShareOfValues
+from device.windows import Window
 
-VIEWS = torch.zeros(2, 1, 64, 96)
+SILENCE = np.zeros(15360, np.float32)
+SEEN = SeenWindow(Window(SILENCE, SILENCE, 0, segment=0, index=0, closed_s=0.0), torch.zeros(2, 1, 64, 96), 0.0)
 
 
 def chosen(values: Iterable[float | None], share: float, seed: int = 0) -> list[bool]:
@@ -89,31 +91,31 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         ShareOfValues(share, seed=0)
 
 
-def never(views: Tensor) -> float | None:
+def never(seen: SeenWindow) -> float | None:
     raise AssertionError("nothing is computed")
 
 
 def test_with_a_share_of_one_everything_is_sent_and_nothing_computed() -> None:
     sending = Sending(share=1.0, by="uncertainty", uncertainty=never, seed=0)
-    assert all(sending.wants(VIEWS, must=False) for _ in range(20))
+    assert all(sending.wants(SEEN, must=False) for _ in range(20))
 
 
 def test_at_random_nothing_is_computed() -> None:
     sending = Sending(share=0.25, by="random", uncertainty=never, seed=0)
-    assert sum(sending.wants(VIEWS, must=False) for _ in range(400)) == pytest.approx(100, abs=8)
+    assert sum(sending.wants(SEEN, must=False) for _ in range(400)) == pytest.approx(100, abs=8)
 
 
 def test_before_the_mixture_has_started_any_are_sent_and_then_the_uncertain_ones() -> None:
     values = iter([None] * 200 + [0.1, 0.9] * 200)
     sending = Sending(share=0.25, by="uncertainty", uncertainty=lambda _: next(values), seed=0)
-    first = [sending.wants(VIEWS, must=False) for _ in range(200)]
+    first = [sending.wants(SEEN, must=False) for _ in range(200)]
     assert sum(first) == pytest.approx(50, abs=8)
-    then = [sending.wants(VIEWS, must=False) for _ in range(400)]
+    then = [sending.wants(SEEN, must=False) for _ in range(400)]
     assert sum(then[1::2]) > 90
     assert sum(then[0::2]) < 10
 
 
 def test_a_window_that_closes_a_step_is_sent_and_counts() -> None:
     sending = Sending(share=0.25, by="random", uncertainty=never, seed=0)
-    assert all(sending.wants(VIEWS, must=True) for _ in range(10))
-    assert sum(sending.wants(VIEWS, must=False) for _ in range(400)) == pytest.approx(92, abs=8)
+    assert all(sending.wants(SEEN, must=True) for _ in range(10))
+    assert sum(sending.wants(SEEN, must=False) for _ in range(400)) == pytest.approx(92, abs=8)

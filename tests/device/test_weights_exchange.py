@@ -19,7 +19,7 @@ from common.split import block_state, client_names, names
 from common.topics import Kind, Topics
 from device.mixture_replica import MixtureReplica
 from device.replica import Replica
-from device.weights_exchange import WeightsExchange
+from device.weights_exchange import MIXTURE_VERSIONS, WeightsExchange
 from tests.fakes import FakeLink
 from tests.published import FINGERPRINT, Published, everywhere, learn, same
 
@@ -345,17 +345,20 @@ def test_a_mixture_that_starts_later_is_fetched_once_and_then_as_seldom_as_the_b
     assert fetched == [0, REFRESH_VERSIONS]
 
 
-def test_a_device_that_follows_all_has_every_version_with_its_mixture(tmp_path: Path) -> None:
+def test_a_device_that_follows_all_has_every_version_and_the_mixture_with_every_fourth(tmp_path: Path) -> None:
     fleet, device = Published(mixture=started(1)), Device(tmp_path, follow_all=True)
     device.start(fleet)
     assert fleet.mixture is not None
-    for _ in range(3):
+    fetched = []
+    for number in range(1, 9):
         fleet.next(everywhere(fleet.encoder, 0.5, EVERY))
         fleet.mixture.update(torch.nn.functional.normalize(torch.ones(1, 128), dim=1))
         device.receive(fleet)
-        assert MIXTURE in device.fetched
-        assert not device.mixture.missing
         assert device.replica.version == fleet.version
+        if MIXTURE in device.fetched:
+            fetched.append(number)
+            assert not device.mixture.missing
+    assert fetched == [MIXTURE_VERSIONS, 2 * MIXTURE_VERSIONS]
 
 
 def test_what_was_heard_in_local_steps_goes_out_before_the_change_and_only_once(tmp_path: Path) -> None:

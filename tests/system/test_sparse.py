@@ -14,6 +14,7 @@ from common.actions import LOCAL
 from common.topics import Kind, Topics, parse
 from tests.bench.in_process import run_in_process
 from tests.bench.in_process_link import MemoryBroker
+from tests.policies import update, wanting
 from tests.system.test_in_process import learned, options
 from tests.system.test_modes import Overhearing
 from trainer.demo_files import DemoFiles, write_files
@@ -96,12 +97,16 @@ def test_a_step_of_a_sparse_fleet_is_one_decision_so_that_a_policy_can_learn_fro
         settings = yaml.safe_load(path.read_text())
         settings["splitter"] = {"kind": "policy", "exploration": 1.0}
         path.write_text(yaml.safe_dump(settings))
-    broker = Overhearing()
+    broker, settings = Overhearing(), config.load_trainer(files.trainer)
+    for device in files.devices:  # as `streamsplit policy` tells it; of a file's nobody would learn
+        payload = messages.encode(update(7, wanting({})))
+        broker.publish(Topics(settings.fleet.fleet).policy(device), payload, qos=1, retain=True, expires=False)
     run_in_process(files, broker=broker)
-    parts = config.load_trainer(files.trainer).fleet.parts_per_step
+    parts = settings.fleet.parts_per_step
     for device in files.devices:
         told = [messages.decode(messages.Telemetry, payload) for payload in broker.heard[Kind.TELEMETRY, device]]
         made = Experience(parts_per_step=parts, weights=RewardWeights(), actions=len(told[-1].mask))
         joined = [one for one in told if made.offer(device, one, at_s=0.0) is not None]
+        assert any(one.log_prob < 0.0 for one in told)
         # The first follows nothing; a step that was begun before the device was online may be two.
         assert len(joined) >= told[-1].steps_sent + sum(one.action == LOCAL for one in told) - 3
