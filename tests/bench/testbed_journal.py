@@ -113,7 +113,7 @@ def _counting(found: DeviceJournal, kind: str, at_s: float, line: Mapping[str, A
         seen.answered_ms, seen.applied_ms = part["embedding_ms"], part["applied_ms"]
     if kind == "step":
         found.steps.append((at_s, line["result"]))
-        if line["client_ms"] is not None:
+        if line.get("client_ms") is not None:
             cut, ms = line["client_ms"]
             found.client_ms.append((cut, ms))
     elif kind == "local":
