@@ -33,7 +33,8 @@ class Ambiguity:
     def of(self, views: Tensor, embedding: Tensor | None = None) -> float:
         """Uncertainty of view A of ``views`` [2, 1, 64, 96], in 0..1; 0.5 before the mixture has started.
 
-        ``embedding``: of view A, where it was computed already. Its weights may be those of a step before.
+        ``embedding``: of view A, where it was computed already, by the weights of then: a window that waited for a step
+        or two to be over is ranked as it was when it closed.
 
         Raises:
             ValueError: another shape.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,11 @@ from common.split import block_parameters, client_names
 class _Held:
     cut: int
     activations: Tensor  # with its graph, [2, *activation_shape(cut)]
+
+
+def in_order(parts: Iterable[int]) -> list[int]:
+    """The order in which parts are backpropagated: that in which autograd takes them all at once, bit for bit."""
+    return sorted(parts, reverse=True)
 
 
 class ClientStep:

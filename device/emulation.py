@@ -64,7 +64,8 @@ class ComputeStretch:
     as a block is over in the board's time. The processor idles meanwhile, but for `host`, a forward of `mobile` on a
     window's views, which is timed anew every second or so: by what else cores and caches are busy with it takes up to
     twice as long (measured), and two boards of one kind would be two different ones. At first its quickest of several
-    counts: of the moment in which a whole fleet starts the others say nothing.
+    counts: of the moment in which a whole fleet starts the others say nothing. It takes a block that sleeps long enough
+    (`_measure_before`): a board hardly slower than the machine has few, and keeps what was timed before.
     `shared` (1 or more, any thread may set it) is how many times as long compute takes because others use the board's
     processor.
     """
@@ -121,6 +122,7 @@ class ComputeStretch:
         if now_s - self._measured_s >= MEASURED_EVERY_S and over_s - now_s > enough_s:
             self._measured_s = now_s
             self._host_ms.append(self._host.once() / VIEWS)
+            self._late_s += max(0.0, self._clock() - over_s)
 
     def _sleep_for(self, wanted_s: float) -> None:
         # An operating system sleeps too long, by up to a tick: the next block is stretched by that much less.

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from common.block_optimizer import BlockOptimizers
 from common.link import Link
 from common.split import BEFORE_STEM
-from device.client_step import ClientStep
+from device.client_step import ClientStep, in_order
 from device.compute_time import ComputeTime
 from device.contact import ANSWER_WAIT_S, Contact
 from device.cutting import Cutting
@@ -253,17 +253,20 @@ class DeviceLoop:
             trainer = self._mailbox.trainer
             if not self._contact.online or trainer is None or trainer.boot != exchange.trainer_boot:
                 break  # who was asked is gone, and knows nothing of this step when it comes back
-            if ahead:
-                self._intake.look_ahead()
+            self._look_ahead()
             self._mailbox.drain(exchange, AHEAD_WAIT_S if ahead else ANSWER_WAIT_S)
+
+    def _look_ahead(self) -> None:
+        """What closes during a pause is passed over, and after a stop nobody takes it."""
+        if self._intake.looks_ahead and not self._mailbox.paused and not self._stop.is_set():
+            self._intake.look_ahead()
 
     def _learn_from(self, exchange: Exchange) -> None:
         """Part by part: a slow board takes seconds, and windows that close meanwhile wait for their embeddings."""
-        for part in sorted(exchange.gradients, reverse=True):  # autograd's own order, whatever came first
+        for part in in_order(exchange.gradients):
             with self._counting(exchange):
                 self._client_step.backward(part, exchange.gradients[part])
-            if self._intake.looks_ahead:
-                self._intake.look_ahead()
+            self._look_ahead()
         with self._counting(exchange):
             moved = self._client_step.learn(learning_rate=exchange.learning_rate)
         if moved:

@@ -5,6 +5,7 @@ comes or goes, when what it chose is no longer allowed, or when load or link are
 Mostly it takes the likeliest action; in a bounded share of its decisions it draws one, with its probability noted, and
 only from these can the fleet's policy go on learning. Where the policy did not come from the fleet nobody learns from
 them, and none is drawn: a draw may cost a step (measured: two thirds more bytes in three minutes of a sparse fleet).
+The fleet's is retained: after its process has ended for good, ``exploration: 0`` ends the drawing.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ LOG = logging.getLogger(__name__)
 # How seldom the blocks beyond the cut are fetched again, for learning without the link: at cut 5 of `mobile` that is
 # 0.9 MB, with 48 windows a version 0.15 % of PCM16.
 REFRESH_VERSIONS = 400
-# How seldom who follows every version fetches the mixture: 35 KB each time, and it remembers some 30 batches.
+# How seldom who follows every version fetches the mixture: 35 KB each time. It remembers some 30 batches; a version is
+# one of them at first, later `merge_every` (6), and a round of every device in mode federated.
 MIXTURE_VERSIONS = 4
 SAVE_VERSIONS = 40  # how seldom the disk is written: a memory card wears
 
@@ -134,7 +135,8 @@ class WeightsExchange:
     def _mixture_is_due(self) -> bool:
         if not self._mixture.missing:
             return False
-        aged = self._replica.announced_version - self._mixture_version >= MIXTURE_VERSIONS
+        age = self._replica.announced_version - self._mixture_version
+        aged = not 0 <= age < MIXTURE_VERSIONS  # below 0: the trainer went back to an older checkpoint
         return not self._mixture.held or self._refresh_is_due() or (self._follow_all and aged)
 
     def answer_merge(self) -> None:

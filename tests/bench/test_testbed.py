@@ -86,8 +86,9 @@ def test_boards_are_compared_with_what_the_simulator_has_for_the_cut_of_each_ste
 
     told = (took(5, 2.0), None, took(8, 1.0), took(3, 1.5))
     steps = [step(float(number), [[number, 5, 1.0]], {}, client_ms=one) for number, one in enumerate(told)]
-    assert played([parse(steps)], [board], costs) == {board.profile: 1.5}
-    assert played([parse(steps[1:2])], [board], costs) == {}
+    assert played([parse(steps)], [board], costs, warm_up=0) == {board.profile: 1.5}
+    assert played([parse(steps)], [board], costs, warm_up=1) == {board.profile: 1.25}, "the first ended with window 1"
+    assert played([parse(steps[1:2])], [board], costs, warm_up=0) == {}
 
 
 def test_a_device_that_never_got_past_the_warm_up_is_said_to_be_one() -> None:

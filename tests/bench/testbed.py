@@ -146,7 +146,7 @@ def summary(
             name: {
                 "title": plan.row(name).title,
                 **row_figures(devices),
-                "played": played(ran[name].journals, plan.devices, costs),
+                "played": played(ran[name].journals, plan.devices, costs, warm_up=plan.warm_up_windows),
                 "wall_s": round(ran[name].wall_s, 1),
                 "others_cores": round(ran[name].others_cores, 2),
             }

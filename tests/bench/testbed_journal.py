@@ -77,7 +77,7 @@ class DeviceJournal:
     told: list[Told] = field(default_factory=list)
     conditions: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     steps: list[tuple[float, str]] = field(default_factory=list)
-    client_ms: list[tuple[int, float]] = field(default_factory=list)  # cut and compute a window, of steps of one cut
+    client_ms: list[tuple[int, int, float]] = field(default_factory=list)  # of steps of one cut: window, cut, compute
     local_steps_s: list[float] = field(default_factory=list)
 
 
@@ -115,7 +115,7 @@ def _counting(found: DeviceJournal, kind: str, at_s: float, line: Mapping[str, A
         found.steps.append((at_s, line["result"]))
         if line.get("client_ms") is not None:
             cut, ms = line["client_ms"]
-            found.client_ms.append((cut, ms))
+            found.client_ms.append((line["window"], cut, ms))
     elif kind == "local":
         found.local_steps_s.append(at_s)
     elif kind == "end":

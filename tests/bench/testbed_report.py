@@ -175,7 +175,7 @@ def _others(result: Mapping[str, Any]) -> str:
 def _played(result: Mapping[str, Any]) -> str:
     rows = [(row["title"], row["played"]) for row in result["rows"].values() if row["played"]]
     boards = [(title, [f"{profile} {_number(ratio)}" for profile, ratio in one.items()]) for title, one in rows]
-    return "; ".join(f"{title}: {', '.join(one)}" for title, one in boards)
+    return "; ".join(f"{title}: {', '.join(one)}" for title, one in boards) or "unknown"
 
 
 def _pair(key: str, result: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from common.block_optimizer import BlockOptimizers
 from common.encoder import Encoder, build_encoder
 from common.split import block_parameters, client_names, names
-from device.client_step import ClientStep
+from device.client_step import ClientStep, in_order
 from tests.client_steps import learn
 
 LEARNING_RATE = 0.1
@@ -117,6 +117,22 @@ def test_without_an_answer_nothing_moves() -> None:
     device.step.forget()
     assert device.step.parts == 0
     assert_weights(device.encoder, expected_weights({}, [], []))
+
+
+@pytest.mark.parametrize("cuts", [(8,) * 8, (5, 3, 8, 8, 5, 5, 3, 4)])
+def test_part_by_part_gives_the_same_gradients_bit_for_bit_as_all_at_once(cuts: Sequence[int]) -> None:
+    together, apart, windows = Device(), Device(), views(len(cuts))
+    given = gradients(together.encoder, cuts)
+    torch.autograd.backward(
+        [together.encoder.forward_to(window, cut) for window, cut in zip(windows, cuts, strict=True)], given
+    )
+    for part, (window, cut) in enumerate(zip(windows, cuts, strict=True)):
+        apart.step.forward(window, part=part, cut=cut)
+    for part in in_order(range(len(cuts))):
+        apart.step.backward(part, given[part])
+    for one, other in zip(together.encoder.parameters(), apart.encoder.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or other.grad is None or torch.equal(one.grad, other.grad)
 
 
 def test_a_part_is_backpropagated_once_and_its_graph_let_go_of_at_once() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from common import config, weights_file
 from common.config_device import DeviceConfig
 from device import loop
 from device.__main__ import listen
+from device.exchange import Exchange
 
 NOBODY = "fleet: home\nbroker: {url: 'mqtt://127.0.0.1:1'}\n"
 
@@ -39,3 +45,37 @@ def test_what_a_device_learns_during_an_outage_is_on_its_disk_before_it_ends(
     monkeypatch.setattr(loop.DeviceLoop, "_leave", lambda self: None)  # the power is cut
     listen(settings(tmp_path, "windows: 40"), threading.Event())
     assert len(saved) >= 2
+
+
+class Step:
+    """Backpropagates nothing, and says what was done when."""
+
+    def __init__(self, done: list[str]) -> None:
+        self._done = done
+
+    def backward(self, part: int, gradient: object) -> None:
+        self._done.append(f"part {part}")
+
+    def learn(self, *, learning_rate: float) -> list[str]:
+        self._done.append(f"learn {learning_rate}")
+        return []
+
+
+@pytest.mark.parametrize(("paused", "stopped"), [(False, False), (True, False), (False, True)])
+def test_windows_that_close_are_looked_at_between_the_parts_of_a_step_but_in_a_pause_and_after_a_stop(
+    paused: bool, stopped: bool
+) -> None:
+    done: list[str] = []
+    stop = threading.Event()
+    if stopped:
+        stop.set()
+    parts: dict[str, Any] = {name: MagicMock() for name in inspect.signature(loop.DeviceLoop).parameters}
+    parts |= {"client_step": Step(done), "stop": stop, "mailbox": SimpleNamespace(paused=paused)}
+    parts["intake"] = SimpleNamespace(looks_ahead=True, look_ahead=lambda: done.append("look"))
+    device = loop.DeviceLoop(**parts)
+    exchange = Exchange(0, timeout_s=1.0, grace_s=1.0)
+    exchange.gradients = {0: torch.zeros(1), 2: torch.zeros(1), 1: torch.zeros(1)}
+    exchange.learning_rate = 0.5
+    device._learn_from(exchange)
+    looks = [] if paused or stopped else ["look"]
+    assert done == ["part 2", *looks, "part 1", *looks, "part 0", *looks, "learn 0.5"]

@@ -361,6 +361,16 @@ def test_a_device_that_follows_all_has_every_version_and_the_mixture_with_every_
     assert fetched == [MIXTURE_VERSIONS, 2 * MIXTURE_VERSIONS]
 
 
+def test_after_a_trainer_went_back_to_an_older_checkpoint_the_mixture_is_fetched_at_once(tmp_path: Path) -> None:
+    fleet, device = Published(mixture=started(1), version=50), Device(tmp_path, follow_all=True)
+    device.start(fleet)
+    assert fleet.mixture is not None
+    fleet.version = 7
+    fleet.mixture.update(torch.nn.functional.normalize(torch.ones(1, 128), dim=1))
+    device.receive(fleet)
+    assert MIXTURE in device.fetched
+
+
 def test_what_was_heard_in_local_steps_goes_out_before_the_change_and_only_once(tmp_path: Path) -> None:
     fleet, device = Published(mixture=started(1)), Device(tmp_path)
     device.start(fleet)
