@@ -18,6 +18,7 @@ from common.split import VIEWS
 from device.telemetry import Resources
 
 MEASURED_EVERY_S = 1.0
+MEASURED_AT_LEAST_EVERY_S = 5.0
 REPEATS = 15
 REMEMBERED = 9  # of the host's times: their median is what counts
 
@@ -64,8 +65,9 @@ class ComputeStretch:
     as a block is over in the board's time. The processor idles meanwhile, but for `host`, a forward of `mobile` on a
     window's views, which is timed anew every second or so: by what else cores and caches are busy with it takes up to
     twice as long (measured), and two boards of one kind would be two different ones. At first its quickest of several
-    counts: of the moment in which a whole fleet starts the others say nothing. It takes a block that sleeps long enough
-    (`_measure_before`): a board hardly slower than the machine has few, and keeps what was timed before.
+    counts: of the moment in which a whole fleet starts the others say nothing. It takes a block that sleeps long
+    enough; a board hardly slower than the machine has few, so that after five seconds any block is made longer by it,
+    and the next ones shorter.
     `shared` (1 or more, any thread may set it) is how many times as long compute takes because others use the board's
     processor.
     """
@@ -116,13 +118,16 @@ class ComputeStretch:
         self._sleep_for(over_s - self._clock())
 
     def _measure_before(self, over_s: float) -> None:
-        """Until then the board computes and the host does not, if there is time enough to measure it."""
+        """Until then the board computes and the host does not: time to measure it."""
         now_s = self._clock()
+        waited_s = now_s - self._measured_s
         enough_s = 3e-3 * VIEWS * median(self._host_ms)  # for two calls, of which the first takes longer
-        if now_s - self._measured_s >= MEASURED_EVERY_S and over_s - now_s > enough_s:
-            self._measured_s = now_s
-            self._host_ms.append(self._host.once() / VIEWS)
-            self._late_s += max(0.0, self._clock() - over_s)
+        if waited_s < MEASURED_EVERY_S or (over_s - now_s <= enough_s and waited_s < MEASURED_AT_LEAST_EVERY_S):
+            return
+        self._measured_s = now_s
+        self._host_ms.append(self._host.once() / VIEWS)
+        if not self.faster_than_host:  # else no block sleeps, and none could make it good
+            self._late_s += max(0.0, self._clock() - max(now_s, over_s))
 
     def _sleep_for(self, wanted_s: float) -> None:
         # An operating system sleeps too long, by up to a tick: the next block is stretched by that much less.

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from device.emulation import MEASURED_EVERY_S, REMEMBERED, REPEATS, BoardSampler, ComputeStretch, ForwardTime
+from device.emulation import (
+    MEASURED_AT_LEAST_EVERY_S,
+    MEASURED_EVERY_S,
+    REMEMBERED,
+    REPEATS,
+    BoardSampler,
+    ComputeStretch,
+    ForwardTime,
+)
 
 
 class Time:
@@ -195,6 +203,37 @@ def test_the_host_is_not_measured_more_often_than_every_second_nor_where_there_i
     with board.block():
         time.compute(0.001)
     assert len(host.asked_s) == 2
+
+
+def test_a_board_with_hardly_any_sleep_is_measured_all_the_same_and_the_next_blocks_make_it_good() -> None:
+    time = Time()
+    host = Host(time, 20.0)
+    board = played(time, host, 22.0)
+    for _ in range(2 * REMEMBERED):
+        time.wait(MEASURED_AT_LEAST_EVERY_S)
+        start_s = time.now_s
+        for _ in range(8):
+            with board.block():
+                time.compute(0.1)
+        assert time.now_s - start_s == pytest.approx(8 * 0.1 * 1.1)
+    assert len(host.asked_s) == 2 * REMEMBERED
+
+
+def test_a_board_that_has_become_faster_than_the_host_is_slowed_down_again_once_it_is_not() -> None:
+    time = Time()
+    host = Host(time, 20.0)
+    board = played(time, host, 22.0)
+    for host_ms, slowdown in ((30.0, 1.0), (11.0, 2.0)):
+        host.host_ms = host_ms
+        for _ in range(REMEMBERED):
+            time.wait(MEASURED_AT_LEAST_EVERY_S)
+            with board.block():
+                time.compute(0.1)
+        assert board.slowdown == slowdown
+    start_s = time.now_s
+    with board.block():
+        time.compute(0.1)
+    assert time.now_s - start_s == pytest.approx(0.2), "what measuring took while nothing was emulated is not owed"
 
 
 def test_the_forward_time_is_the_quickest_after_warming_up() -> None:
