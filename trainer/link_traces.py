@@ -59,11 +59,15 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which traces train and which are held out; `steps`: the length of each."""
+    """Which traces train, which are held out of training, and on which nothing was chosen; `steps`: the length of each.
+
+    Held-out traces told which settings of the training are good; `fresh` ones were looked at when all was settled.
+    """
 
     steps: int
     training: tuple[tuple[TraceKind, int], ...]
     held_out: tuple[tuple[TraceKind, int], ...]
+    fresh: tuple[tuple[TraceKind, int], ...]
 
 
 OUT = Regime(20.0, 0.0, 0.0, 0.0)
@@ -110,20 +114,20 @@ def generate(kind: TraceKind, seed: int, *, steps: int) -> Trace:
 
 
 def read_split(path: Path = SPLIT_FILE) -> Split:
-    """The committed division into training and held-out traces.
+    """The committed division into training, held-out and fresh traces.
 
     Raises:
         ValueError: what is generated is no longer what the file was committed with.
     """
     listed = yaml.safe_load(path.read_text(encoding="utf-8"))
     parts = {}
-    for name in ("training", "held_out"):
+    for name in ("training", "held_out", "fresh"):
         first, count = listed[name]["first_seed"], listed[name]["seeds"]
         parts[name] = tuple((kind, seed) for seed in range(first, first + count) for kind in KINDS)
         found = digest([generate(kind, seed, steps=listed["steps"]) for kind, seed in parts[name]])
         if found != listed[name]["sha256"]:
             raise ValueError(f"{path.name}: {name} traces have digest {found}, committed is {listed[name]['sha256']}")
-    return Split(listed["steps"], parts["training"], parts["held_out"])
+    return Split(listed["steps"], **parts)
 
 
 def digest(traces: Sequence[Trace]) -> str:

@@ -1,6 +1,7 @@
 """The policy against oracle and baselines on held-out traces: ``python -m tests.bench.policy [--jobs N] [--json]``
 
-20 held-out traces (`trainer/link_traces.yaml`), never seen while learning; five policies, each learned from its own
+20 held-out traces (`trainer/link_traces.yaml`), on which no policy learned, but by which settings of the learning were
+chosen; and 20 fresh ones, by which nothing was. Five policies, each learned from its own
 seed, in the simulator alone, or those of `--policies` (files of ``streamsplit train-policy``). Every contender decides
 on what a device would measure, and is paid by the simulator. `oracle_ratio` is (policy - random) / (oracle - random),
 the oracle a dynamic programme over the true trace. Margins are paired over traces, with a bootstrap over traces and
@@ -126,14 +127,20 @@ class Ground:
 
     Attributes:
         held_out: devices that follow the blocks before their cut; ``following``: the same, following every block.
-        of_trace: the board on each held-out trace.
+        fresh: as ``held_out``, on traces by which nothing was chosen.
+        boards: those that devices have.
     """
 
     costs: CutCosts
     training: Sequence[Tables]
     held_out: Sequence[Tables]
     following: Sequence[Tables]
-    of_trace: Sequence[Board]
+    fresh: Sequence[Tables]
+    boards: Sequence[Board]
+
+    def board_of(self, table: Tables) -> Board:
+        """Whose device it is that goes along this trace."""
+        return next(board for board in self.boards if board.forward_ms == table.forward_ms)
 
 
 def ground() -> Ground:
@@ -143,8 +150,7 @@ def ground() -> Ground:
     made = partial(fleet_tables, costs=costs, steps=split.steps, boards=boards)
     training = made(split.training, follows=(False, True))
     held_out, following = (made(split.held_out, follows=(follow,)) for follow in (False, True))
-    of_trace = [next(board for board in boards if board.forward_ms == table.forward_ms) for table in held_out]
-    return Ground(costs, training, held_out, following, of_trace)
+    return Ground(costs, training, held_out, following, made(split.fresh, follows=(False,)), boards)
 
 
 def our_policy(plan: Plan, seed: int) -> PolicyNetwork:
@@ -167,28 +173,19 @@ def measure(
 ) -> dict[str, Any]:
     """Everything the report needs; `policies`: files to judge instead of learning from `seeds` seeds."""
     on = ground()
-    random, oracle = bounds(on.held_out)
-    others = baselines(on.held_out, on.of_trace, on.costs)
-    advance()
     networks = [load_policy(path, actions=on.costs.depth + 2)[1] for path in policies]
     networks += _every(our_policy, plan, 0 if policies else seeds, jobs=jobs, advance=advance)
-    policy = earned(networks, on.held_out)
-    theirs = _every(their_returns, plan, sb3, jobs=jobs, advance=advance)
-    gap = (oracle - random).mean()
-    result: dict[str, Any] = {
-        "oracle_ratio": float((policy - random).mean() / gap),
-        "oracle_ratio_by_seed": [float((one - random).mean() / gap) for one in policy],
-        "following": following(networks, on.following),
-        "reward": {"random": float(random.mean()), "oracle": float(oracle.mean()), "policy": float(policy.mean())}
-        | {name: float(values.mean()) for name, values in others.items()},
-        "ratio_of_baselines": {name: float((values - random).mean() / gap) for name, values in others.items()},
-        "margin": {name: _margin(policy, values) for name, values in others.items()},
+    held_out, policy = judged(networks, on.held_out, on)
+    advance()
+    result: dict[str, Any] = held_out | {
+        "fresh": judged(networks, on.fresh, on)[0],
+        "following": judged(networks, on.following, on)[0],
         "decision_us": decision_us(networks[0]),
         "wire_bytes": len(messages.encode(to_message(networks[0], version=1, encoder="mobile"))),
-        "by_trace": {"policy": policy.mean(axis=0).tolist(), "oracle": oracle.tolist()}
-        | {name: values.tolist() for name, values in others.items()},
     }
-    if theirs:
+    if sb3:
+        theirs = _every(their_returns, plan, sb3, jobs=jobs, advance=advance)
+        random, gap = (held_out["by_trace"]["random"], held_out["reward"]["oracle"] - held_out["reward"]["random"])
         result["sb3"] = {
             "seeds": sb3,
             "oracle_ratio": float((np.array(theirs) - random).mean() / gap),
@@ -196,6 +193,25 @@ def measure(
             "margin": _margin(policy, np.mean(theirs, axis=0)),
         }
     return result
+
+
+def judged(networks: Sequence[PolicyNetwork], tables: Sequence[Tables], on: Ground) -> tuple[dict[str, Any], Values]:
+    """The policies against oracle and baselines along these traces, and what each earned: `[policies, traces]`."""
+    random, oracle = bounds(tables)
+    others = baselines(tables, [on.board_of(table) for table in tables], on.costs)
+    policy = earned(networks, tables)
+    gap = (oracle - random).mean()
+    found = {
+        "oracle_ratio": float((policy - random).mean() / gap),
+        "oracle_ratio_by_seed": [float((one - random).mean() / gap) for one in policy],
+        "reward": {"random": float(random.mean()), "oracle": float(oracle.mean()), "policy": float(policy.mean())}
+        | {name: float(values.mean()) for name, values in others.items()},
+        "ratio_of_baselines": {name: float((values - random).mean() / gap) for name, values in others.items()},
+        "margin": {name: _margin(policy, values) for name, values in others.items()},
+        "by_trace": {"policy": policy.mean(axis=0).tolist(), "oracle": oracle.tolist(), "random": random.tolist()}
+        | {name: values.tolist() for name, values in others.items()},
+    }
+    return found, policy
 
 
 def bounds(tables: Sequence[Tables]) -> tuple[Values, Values]:
@@ -207,16 +223,6 @@ def bounds(tables: Sequence[Tables]) -> tuple[Values, Values]:
 def earned(networks: Sequence[PolicyNetwork], tables: Sequence[Tables]) -> Values:
     """What policies earn on every trace: `[policies, traces]`."""
     return np.array([returns(tables, by_network(network), seed=seed) for seed, network in enumerate(networks)])
-
-
-def following(networks: Sequence[PolicyNetwork], tables: Sequence[Tables]) -> dict[str, Any]:
-    """The same policies on devices that follow every block of the encoder, for which moves fetch nothing."""
-    random, oracle = bounds(tables)
-    policy = earned(networks, tables)
-    return {
-        "oracle_ratio": float((policy - random).mean() / (oracle - random).mean()),
-        "reward": {"random": float(random.mean()), "oracle": float(oracle.mean()), "policy": float(policy.mean())},
-    }
 
 
 def _every(
@@ -242,21 +248,30 @@ def _margin(policy: Values, other: Values) -> dict[str, Any]:
 
 def show(result: Mapping[str, Any]) -> None:
     """The figures for people."""
-    by_seed = ", ".join(f"{ratio:.3f}" for ratio in result["oracle_ratio_by_seed"])
-    print(f"oracle ratio {result['oracle_ratio']:.3f} (by seed {by_seed})")
-    print(f"  on devices that follow every block: {result['following']['oracle_ratio']:.3f}")
-    for name, value in result["reward"].items():
-        print(f"  reward of {name}: {value:+.3f}")
-    for name, one in result["margin"].items():
-        low, high = one["ci95"]
-        ratio = result["ratio_of_baselines"][name]
-        print(f"  over {name} (ratio {ratio:.3f}): {one['mean']:+.4f} ({low:+.4f} to {high:+.4f})")
+    for name, one in (
+        ("held-out traces", result),
+        ("fresh traces", result["fresh"]),
+        ("held-out traces, devices that follow every block", result["following"]),
+    ):
+        print(f"{name}:")
+        _show_judged(one)
     print(f"a decision takes {result['decision_us']:.1f} us, a policy {result['wire_bytes']:,} bytes")
     if "sb3" in result:
         one = result["sb3"]
         low, high = one["margin"]["ci95"]
         mean = one["margin"]["mean"]
         print(f"masked PPO of sb3-contrib: ratio {one['oracle_ratio']:.3f}, we {mean:+.4f} ({low:+.4f} to {high:+.4f})")
+
+
+def _show_judged(result: Mapping[str, Any]) -> None:
+    by_seed = ", ".join(f"{ratio:.3f}" for ratio in result["oracle_ratio_by_seed"])
+    print(f"  oracle ratio {result['oracle_ratio']:.3f} (by seed {by_seed})")
+    for name, value in result["reward"].items():
+        print(f"  reward of {name}: {value:+.3f}")
+    for name, one in result["margin"].items():
+        low, high = one["ci95"]
+        ratio = result["ratio_of_baselines"][name]
+        print(f"  over {name} (ratio {ratio:.3f}): {one['mean']:+.4f} ({low:+.4f} to {high:+.4f})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -79,10 +79,13 @@ def test_seeds_are_learned_side_by_side_as_one_after_another() -> None:
     assert len(seen) == 6
 
 
+SPLIT = Split(160, (("wifi", 1),), (("lte", 2), ("outage", 3)), (("lte", 4), ("wifi", 5)))
+
+
 def test_the_report_has_every_figure_and_ends_with_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "read_split", lambda: Split(160, (("wifi", 1),), (("lte", 2), ("outage", 3))))
+    monkeypatch.setattr(bench, "read_split", lambda: SPLIT)
     monkeypatch.setattr(bench, "Plan", lambda: Plan(rounds=10, updates=20, unvalued=1, batch=4, steps=4))
     assert bench.main(["--quick", "--json", "--jobs", "1"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -90,3 +93,7 @@ def test_the_report_has_every_figure_and_ends_with_json(
     assert len(result["oracle_ratio_by_seed"]) == 2
     assert all(len(one["ci95"]) == 2 for one in result["margin"].values())
     assert result["wire_bytes"] < 60_000
+    for part in ("fresh", "following"):
+        assert 0.0 < result[part]["oracle_ratio"] < 1.0
+        assert len(result[part]["margin"]) == len(result["margin"])
+    assert result["fresh"]["reward"] != result["reward"]

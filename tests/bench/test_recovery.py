@@ -25,7 +25,7 @@ from trainer.policy_file import load_policy
 from trainer.policy_pretraining import Plan
 
 TRACES: tuple[tuple[TraceKind, int], ...] = (("wifi", 1), ("lte", 2), ("congested", 3), ("outage", 4))
-SPLIT = Split(320, TRACES, TRACES)
+SPLIT = Split(320, TRACES, TRACES, ())
 TOPICS = Topics(FLEET.fleet)
 SHORT = Pace(known=40, changed=80, every=20, devices=6, exploration=0.5)
 

@@ -54,7 +54,9 @@ def test_a_regime_lasts_its_dwell_time_in_the_mean() -> None:
 def test_the_committed_split_is_what_the_code_generates_and_its_parts_are_disjoint() -> None:
     split = read_split()
     assert len(split.held_out) == 20
+    assert len(split.fresh) == 20
     assert not set(split.held_out) & set(split.training)
+    assert not set(split.fresh) & (set(split.training) | set(split.held_out))
 
 
 def test_a_split_whose_traces_have_changed_is_refused(tmp_path: Path) -> None:
