@@ -23,6 +23,7 @@ from common.split import VIEWS
 from device.emulation import BoardSampler, ComputeStretch, ForwardTime
 from device.energy import EnergyMeter
 from device.journal import Journal
+from device.pmic import find_pmic
 from device.telemetry import ResourceSampler, Sampler
 
 if TYPE_CHECKING:
@@ -112,10 +113,14 @@ def sampler_of(settings: DeviceConfig, board: Board, journal: Journal) -> Sample
 
 def energy_of(settings: DeviceConfig) -> EnergyMeter:
     """Measured where it can be, unless another board is played: this machine's counters say nothing of that."""
-    if settings.profile is None:
-        return EnergyMeter(power=None)
-    power = PowerModel(**settings.profile.power.model_dump(exclude={"source"}))
-    return EnergyMeter(power=power, measure=not settings.emulate)
+    profile = settings.profile
+    power = None if profile is None else PowerModel(**profile.power.model_dump(exclude={"source"}))
+    if settings.emulate:
+        return EnergyMeter(power=power, measure=False)
+    pmic = find_pmic()
+    if pmic is not None:
+        pmic.start()
+    return EnergyMeter(power=power, pmic=pmic)
 
 
 def compute_times(settings: DeviceConfig, encoder: Encoder) -> messages.ComputeTimes | None:

@@ -105,8 +105,8 @@ class Journal:
             **self._so_far(counters),
         )
 
-    def telemetry(self, message: Telemetry, *, counters: LinkCounters) -> None:
-        """Telemetry was published."""
+    def telemetry(self, message: Telemetry, *, energy_source: str, counters: LinkCounters) -> None:
+        """Telemetry was published; ``energy_source``: what its joules were measured by, or that a model gave them."""
         self._write(
             kind="telemetry",
             decision=message.decision_seq,
@@ -117,6 +117,8 @@ class Journal:
             round_trip_ms=message.round_trip_ms,
             uncertainty=message.uncertainty,
             queue=message.queue_depth,
+            energy_joules=round(message.energy_joules, 3),
+            energy_source=energy_source,
             **self._so_far(counters),
         )
 

@@ -10,7 +10,7 @@ from common.link import Link
 from common.policy import LINK_SMOOTHING, Observation, observe
 from common.split import client_names
 from common.topics import Topics
-from device.energy import EnergyMeter
+from device.energy import Energy, EnergyMeter
 from device.exchange import Exchange
 from device.journal import Journal
 from device.mailbox import Mailbox
@@ -218,13 +218,19 @@ class Senses:
         if not self._every_window:
             self._resources = self._sampler.sample()
         self._told, self._untold = (self._resources.cpu, self._estimate.uplink_mbps), 0
-        message = self._telemetry(self._decided_on, self._decision, outcome=outcome)
+        energy = self._spent()
+        message = self._telemetry(self._decided_on, self._decision, energy.joules, outcome=outcome)
         self._link.publish(self._topic, messages.encode(message))
-        self._journal.telemetry(message, counters=self._link.counters())
+        self._journal.telemetry(message, energy_source=energy.source, counters=self._link.counters())
 
-    def _telemetry(self, observation: Observation, decision: Decision, *, outcome: bool) -> messages.Telemetry:
+    def _spent(self) -> Energy:
+        busy_s, counters = self._journal.totals.busy_s, self._link.counters()
+        return self._energy.read(busy_s=busy_s, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
+
+    def _telemetry(
+        self, observation: Observation, decision: Decision, energy_joules: float, *, outcome: bool
+    ) -> messages.Telemetry:
         totals, counters = self._journal.totals, self._link.counters()
-        energy = self._energy.read(busy_s=totals.busy_s, bytes_up=counters.bytes_up, bytes_down=counters.bytes_down)
         return messages.Telemetry(
             boot=self._boot,
             decision_seq=self._decisions,
@@ -243,7 +249,7 @@ class Senses:
             queue_depth=self._waiting(),
             windows_dropped=self._source.dropped,
             messages_dropped=counters.dropped_in + counters.dropped_out,
-            energy_joules=energy.joules,
+            energy_joules=energy_joules,
             uncertainty=self._mailbox.uncertainty,
             cut=decision.cut,
             windows=totals.windows,

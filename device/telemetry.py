@@ -57,7 +57,7 @@ class ResourceSampler:
         find_program: Callable[[str], str | None] = shutil.which,
         run_program: Callable[[Sequence[str]], str] | None = None,
     ) -> None:
-        self._throttling = _throttling_source(throttled_file, find_program, run_program or _output_of)
+        self._throttling = _throttling_source(throttled_file, find_program, run_program or output_of)
         psutil.cpu_percent(interval=None)
 
     def sample(self) -> Resources:
@@ -159,7 +159,8 @@ def _throttling_source(
     return None if program is None else lambda: run_program([program, "get_throttled"])
 
 
-def _output_of(command: Sequence[str]) -> str:
+def output_of(command: Sequence[str]) -> str:
+    """What a program prints; OSError, ValueError or SubprocessError where it fails or takes more than two seconds."""
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=2.0).stdout
 
 

@@ -8,6 +8,7 @@ dropped.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,11 @@ PAUSE_S = 8.0  # by which telemetry may be later than its windows account for: a
 MOST_KEPT = 20_000  # decisions waiting to be learned from; older ones are dropped
 # No splitter draws what it finds less likely than e to this: a policy so sure has no other action to draw.
 LEAST_LOG_PROB = -20.0
+# What the model gives is below its idle power by the jitter of telemetry at most; what a Pi 5's power chip measures is
+# half of what the profile states for the whole board, and would count as no energy at all.
+RECENT_WATTS = 64
+PLAINLY_LESS = 0.9
+IDLE_QUANTILE = 0.05
 # Advantages are normalised over all devices: one that says it spent a terajoule would leave nothing of the others'. The
 # worst decision in the simulator is worth -7.3 (`mobile`, 46,080 decisions on 24 traces, random ones among them).
 # Nothing is needed above: without delay, energy and bytes a decision is worth its utility.
@@ -57,7 +63,7 @@ class Experience:
 
     Attributes:
         drawn: how many decisions wait from which a policy can learn.
-        idle_watts: by device, what its board spends without computing; a device that is not named spends 0.
+        idle_watts: by device, what its board is stated to spend without computing; one that is not named spends 0.
     """
 
     def __init__(self, *, parts_per_step: int, weights: RewardWeights, actions: int) -> None:
@@ -71,6 +77,7 @@ class Experience:
         self._closed: list[list[Reported]] = []
         self.drawn = 0
         self.idle_watts: dict[str, float] = {}
+        self._watts: dict[str, deque[float]] = {}
 
     def offer(self, device: str, telemetry: Telemetry, *, at_s: float) -> Reported | None:
         """Take a device's telemetry, which came ``at_s`` on a monotonic clock; the decision it completed, if it did."""
@@ -139,7 +146,8 @@ class Experience:
         windows = now.windows - before.windows + dropped
         if windows <= 0:
             return None
-        idle_joules = self.idle_watts.get(device, 0.0) * windows * STEP_S
+        spent_joules = max(0.0, now.energy_joules - before.energy_joules)
+        idle_joules = self._idle_watts(device, spent_joules / (windows * STEP_S)) * windows * STEP_S
         moved_bytes = now.bytes_up - before.bytes_up + now.bytes_down - before.bytes_down
         answered = _share(self._parts * (now.steps_answered - before.steps_answered), windows)
         # A step that nobody answered has embedded nothing: its windows are as late as dropped ones.
@@ -155,12 +163,21 @@ class Experience:
                 uncertainty_weight=w.uncertainty_weight,
             ),
             latency_ms=with_dropped(_one(now.embedding_ms or 0.0), _one(embedded), w=w),
-            energy_joules=_one(max(0.0, now.energy_joules - before.energy_joules - idle_joules) / windows),
+            energy_joules=_one(max(0.0, spent_joules - idle_joules) / windows),
             bytes_moved=_one(max(0, moved_bytes) / windows),
             moved=_one(float(moved)),
             w=w,
         )
         return max(LEAST_WORTH, float(worth[0]))
+
+    def _idle_watts(self, device: str, watts: float) -> float:
+        """As stated; where a device measures itself, and so does with less, what it hardly ever spends less than."""
+        recent = self._watts.setdefault(device, deque(maxlen=RECENT_WATTS))
+        recent.append(watts)
+        stated = self.idle_watts.get(device, 0.0)
+        if len(recent) < RECENT_WATTS or float(np.median(recent)) >= PLAINLY_LESS * stated:
+            return stated
+        return float(np.quantile(recent, IDLE_QUANTILE))
 
 
 def _paused(before: Telemetry, now: Telemetry, waited_s: float) -> bool:

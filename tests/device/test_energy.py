@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from common.power_model import PowerModel
 from device.energy import Energy, EnergyMeter, rapl_packages
+from device.pmic import Pmic
 
 PI = PowerModel(
     idle_watts=2.0,
@@ -112,3 +114,67 @@ def test_who_plays_another_board_does_not_measure_this_one(tmp_path: Path) -> No
     domain(tmp_path, "intel-rapl:0", "package-0", 0)
     meter = EnergyMeter(power=PI, measure=False, powercap=tmp_path)
     assert meter.read(busy_s=0.0, bytes_up=0, bytes_down=0).source == "model"
+
+
+class Rails:
+    """Draws so many watts, until it is None."""
+
+    def __init__(self, watts: float) -> None:
+        self.watts: float | None = watts
+
+    def __call__(self) -> float:
+        if self.watts is None:
+            raise OSError("gone")
+        return self.watts
+
+
+def test_a_pi_is_measured_by_its_pmic_and_no_radio_is_added_to_it(tmp_path: Path) -> None:
+    clock = Clock()
+    meter = EnergyMeter(power=PI, pmic=Pmic(Rails(4.0), clock=clock), powercap=tmp_path, clock=clock)
+    clock.now_s += 3.0
+    assert meter.read(busy_s=1.0, bytes_up=1_000_000, bytes_down=0) == Energy(12.0, "pmic")
+
+
+def test_a_counter_is_preferred_to_samples(tmp_path: Path) -> None:
+    domain(tmp_path, "intel-rapl:0", "package-0", 0)
+    meter = EnergyMeter(power=None, pmic=Pmic(Rails(4.0)), powercap=tmp_path)
+    assert meter.read(busy_s=0.0, bytes_up=0, bytes_down=0).source == "rapl"
+
+
+def test_where_the_pmic_fails_the_model_goes_on_from_what_it_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, rails = Clock(), Rails(40.0)
+    pmic = Pmic(rails, clock=clock)
+    meter = EnergyMeter(power=PI, pmic=pmic, powercap=tmp_path, clock=clock)
+    clock.now_s += 2.0
+    assert meter.read(busy_s=1.0, bytes_up=1_000_000, bytes_down=0) == Energy(80.0, "pmic")
+    clock.now_s += 1.0
+    rails.watts = None
+    pmic.sample()
+    with caplog.at_level(logging.WARNING):
+        energies = [meter.read(busy_s=1.0, bytes_up=3_000_000, bytes_down=0) for _ in range(3)]
+    assert {energy.source for energy in energies} == {"pmic, then model"}
+    assert energies[0].joules == pytest.approx(80.0 + (2.0 + 0.5) * 1.0 + 4.0 * 2.0), "since it was last read"
+    assert len(caplog.records) == 1
+    assert "gone" in caplog.text
+
+
+def test_a_pmic_that_fails_before_it_was_read_leaves_the_model_alone(tmp_path: Path) -> None:
+    clock, rails = Clock(), Rails(40.0)
+    pmic = Pmic(rails, clock=clock)
+    meter = EnergyMeter(power=PI, pmic=pmic, powercap=tmp_path, clock=clock)
+    clock.now_s += 10.0
+    rails.watts = None
+    pmic.sample()
+    assert meter.read(busy_s=0.0, bytes_up=0, bytes_down=0) == Energy(25.0, "model")
+
+
+def test_without_a_profile_what_was_measured_stays(tmp_path: Path) -> None:
+    clock = Clock()
+    pmic = Pmic(Rails(4.0), clock=clock)
+    meter = EnergyMeter(power=None, pmic=pmic, powercap=tmp_path, clock=clock)
+    clock.now_s += 2.0
+    meter.read(busy_s=0.0, bytes_up=0, bytes_down=0)
+    clock.now_s += 60.0
+    assert meter.read(busy_s=0.0, bytes_up=0, bytes_down=0) == Energy(8.0, "pmic, then none")

@@ -119,10 +119,11 @@ def test_telemetry_stands_there_with_all_that_was_counted_when_it_was_told(tmp_p
     journal.window(8, "kept", own_s=0.01, waiting=0)
     told_now = cases()[Telemetry]
     assert isinstance(told_now, Telemetry)
-    journal.telemetry(told_now, counters=COUNTERS)
+    journal.telemetry(told_now, energy_source="rapl", counters=COUNTERS)
     journal.end(counters=COUNTERS)
     _, told, end = lines(tmp_path / "steps.jsonl")
     assert (told["kind"], told["window"], told["bytes_up"]) == ("telemetry", 9, 10)
+    assert (told["energy_joules"], told["energy_source"]) == (4.5, "rapl")
     assert (told["taken"], end["taken"]) == ([[8, "kept", 10.0]], [])
 
 

@@ -9,7 +9,7 @@ from common.messages import Telemetry
 from common.policy import OBSERVATION_NAMES
 from tests.common.cases import cases
 from trainer.link_traces import STEP_S
-from trainer.policy_experience import LEAST_WORTH, PAUSE_S, Experience, Reported
+from trainer.policy_experience import LEAST_WORTH, PAUSE_S, RECENT_WATTS, Experience, Reported
 from trainer.reward import RewardWeights
 
 W = RewardWeights()
@@ -56,6 +56,23 @@ def experience(*telemetry: Telemetry, device: str = "pi") -> Experience:
 
 def lengths(made: Experience, version: int = 4) -> list[int]:
     return [len(trajectory) for trajectory in made.take(version=version)]
+
+
+@pytest.mark.parametrize(("measured_watts", "idle_watts"), [(1.5, 1.5), (3.4, 3.3)])
+def test_a_board_that_measures_less_than_its_profile_states_for_idling_is_not_taken_to_spend_nothing(
+    measured_watts: float, idle_watts: float
+) -> None:
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
+    made.idle_watts["pi"] = 3.3
+    computing = 0.04 * 8  # joules of every second decision
+    joules, found = 0.0, None
+    for seq in range(1, RECENT_WATTS + 4):
+        joules += measured_watts * 8 * STEP_S + computing * (seq % 2)
+        found = tell(made, "pi", told(seq, energy_joules=joules))
+    assert found is not None
+    spent = (measured_watts - idle_watts) * STEP_S + computing / 8
+    expected = 1.0 - 0.5 * 100 / 200 - 0.3 * spent / 0.1 - 0.2 * 2304 / 4608
+    assert found.reward == pytest.approx(expected)
 
 
 def test_the_reward_is_in_what_the_counters_gained() -> None:
