@@ -79,13 +79,18 @@ class Intake:
         with self._compute.block():
             return SeenWindow(window, self._views(window, first), closed_s, own_s, embedding)
 
-    def look_ahead(self) -> None:
-        """While a step is waited for windows close: their embeddings need not wait, only their sending does."""
+    def look_ahead(self) -> bool:
+        """While a step is waited for windows close: their embeddings need not wait, only their sending does.
+
+        Whether there was one.
+        """
         limit, taken = self._pace.windows, self._totals.windows + len(self._ahead)
         if (limit is None or taken < limit) and len(self._ahead) < MOST_AHEAD:
             window = self._source.next_window(0.0)
             if window is not None:
                 self._ahead.append(self.see(window))
+                return True
+        return False
 
     def pass_over(self) -> None:
         """During a pause what the microphone hears is neither kept for later nor counted as lost."""

@@ -253,13 +253,14 @@ class DeviceLoop:
             trainer = self._mailbox.trainer
             if not self._contact.online or trainer is None or trainer.boot != exchange.trainer_boot:
                 break  # who was asked is gone, and knows nothing of this step when it comes back
-            self._look_ahead()
+            if self._look_ahead():
+                self._cutting.reconsider()  # not while it learns: then its own work is the load
             self._mailbox.drain(exchange, AHEAD_WAIT_S if ahead else ANSWER_WAIT_S)
 
-    def _look_ahead(self) -> None:
-        """What closes during a pause is passed over, and after a stop nobody takes it."""
-        if self._intake.looks_ahead and not self._mailbox.paused and not self._stop.is_set():
-            self._intake.look_ahead()
+    def _look_ahead(self) -> bool:
+        """Whether a window had closed. During a pause it is passed over, and after a stop nobody takes it."""
+        looks = self._intake.looks_ahead and not self._mailbox.paused and not self._stop.is_set()
+        return looks and self._intake.look_ahead()
 
     def _learn_from(self, exchange: Exchange) -> None:
         """Part by part: a slow board takes seconds, and windows that close meanwhile wait for their embeddings."""

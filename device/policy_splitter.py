@@ -98,18 +98,29 @@ class PolicySplitter:
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         """See `Splitter`."""
         held = self._held
-        same_link = held is not None and any(mask[:-1]) == any(held.mask[:-1])
-        if held is not None and self._left > 0 and mask[held.action] and same_link and not self._is_news(observation):
+        if held is not None and self._left > 0 and self._holds(held, observation, mask):
             self._left -= 1
             return held
-        self._held, self._left = self._choose(observation, mask), self._windows - 1
-        self._decided_on = observation
-        return self._held
+        return self._anew(observation, mask)
+
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
+        """See `Splitter`."""
+        held = self._held
+        return None if held is None or self._holds(held, observation, mask) else self._anew(observation, mask)
 
     def step_over(self) -> None:
         """See `Splitter`: also where news had it decide within the step, decisions and steps begin together again."""
         self._left = 0
         self._fallback.step_over()
+
+    def _anew(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
+        self._held, self._left = self._choose(observation, mask), self._windows - 1
+        self._decided_on = observation
+        return self._held
+
+    def _holds(self, held: Decision, observation: Observation, mask: tuple[bool, ...]) -> bool:
+        same_link = any(mask[:-1]) == any(held.mask[:-1])
+        return mask[held.action] and same_link and not self._is_news(observation)
 
     def _is_news(self, observation: Observation) -> bool:
         before = self._decided_on

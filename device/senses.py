@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -22,6 +23,8 @@ from device.version_age import VersionAge
 
 TOLD_WINDOWS = 8  # in real time a device is heard of at least this often
 NEWS_CPU = 0.25  # a change of load, as a share of all cores, that the fleet is told at once
+# Of the windows that close while a step is waited for many are decided on at once: load over milliseconds is noise.
+SAMPLED_S = 0.5
 QUEUE_CAPACITY = 16  # windows waiting at which the queue counts as full
 
 
@@ -29,6 +32,7 @@ class Senses:
     """Samples resources, the link's rate and its round trip once a step, in real time with every window.
 
     A sample costs a millisecond: nothing in the second that a window lasts, much where windows are computed at once.
+    In real time none is taken sooner than `SAMPLED_S` after another.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Senses:
         self._estimate = LinkEstimate(alpha=LINK_SMOOTHING)
         self._versions = VersionAge()
         self._resources = sampler.sample()
+        self._sampled_s = -math.inf
         self._decision: Decision | None = None
         self._observation: Observation | None = None
         self._decided_on: Observation | None = None
@@ -98,9 +103,12 @@ class Senses:
         if self._steady_link is not None:
             self._observation = self._steady(*self._steady_link, cut)
             return self._observation
-        if self._every_window:
+        now_s = time.monotonic()
+        if self._every_window and now_s - self._sampled_s >= SAMPLED_S:
+            self._sampled_s = now_s
             self._resources = self._sampler.sample()
             self._hear_of_the_link()
+            self._untold += 1
         windows = self._journal.totals.windows
         self._versions.heard(self._replica.announced_version, windows)
         at_s = self._mailbox.uncertainty_at_s
@@ -152,7 +160,6 @@ class Senses:
 
     def note(self, decision: Decision) -> None:
         """Remember what was decided on the last observation; in real time, tell the fleet of what is news."""
-        self._untold += 1
         moved = self._decision is not None and self._decision.action != decision.action
         if decision is not self._decision:  # else it still holds: what it rested on is what telemetry tells
             self._decision, self._decided_on = decision, self._observation

@@ -32,6 +32,13 @@ class Splitter(Protocol):
         """Choose one of the actions `mask` allows; ValueError when it allows none."""
         ...
 
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
+        """Another decision, where what the last one rests on has changed meanwhile; None: it holds.
+
+        Asked while a step is waited for, and no window is to be decided on.
+        """
+        ...
+
     def step_over(self) -> None:
         """A step ended: the next window is the first of another."""
         ...
@@ -46,6 +53,10 @@ class FixedSplitter:
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:  # noqa: ARG002 (the interface)
         """See `Splitter`."""
         return _nearest(mask, self._cut, "fixed")
+
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:  # noqa: ARG002
+        """See `Splitter`: nothing is news."""
+        return None
 
     def step_over(self) -> None:
         """See `Splitter`: it does not matter here."""
@@ -96,6 +107,10 @@ class HeuristicSplitter:
             return _nearest(mask, current, "calm")
         return _next(mask, current, +1 if self._cut > current else -1, "calm")
 
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:  # noqa: ARG002
+        """See `Splitter`: the next window is decided by itself anyway."""
+        return None
+
     def step_over(self) -> None:
         """See `Splitter`: every window is decided by itself."""
 
@@ -121,6 +136,10 @@ class PlannedSplitter:
         if self._planned is None:
             return self._fallback.decide(observation, mask)
         return _nearest(mask, self._planned, "planned")
+
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
+        """See `Splitter`: a plan is the trainer's to change."""
+        return self._fallback.reconsider(observation, mask) if self._planned is None else None
 
     def step_over(self) -> None:
         """See `Splitter`."""

@@ -129,6 +129,9 @@ APART_FLEET: Settings = (("change_codec", "int4"), ("delta_codec", "int4"))
 # What is not sent is passed over: then the devices' part is summed up, and merged, as in a fleet that sends everything.
 SPARSE: Settings = (("sending.share", 0.25), ("sending.by", "uncertainty"), ("sending.unsent", "skip"), COARSE)
 SPARSE_RANDOM: Settings = (("sending.share", 0.25), ("sending.by", "random"), ("sending.unsent", "skip"), COARSE)
+# The testbed's own row, at the cut that its policy holds where nobody else needs the processor.
+TESTBED: Settings = (("own_embedding", True), *SPARSE)
+TESTBED_CUT = "8"
 SPARSE_LEARNING: Settings = (("sending.share", 0.25), ("sending.by", "uncertainty"))
 TERMS = {
     "task": ("task alone", ("sw", "laplacian")),
@@ -170,6 +173,19 @@ ROWS = (
     Row("sparse-random", "25 % of the windows sent, random ones", plain(device=SPARSE_RANDOM), seeds=HEADLINE_SEEDS),
     Row("sparse-learning", "25 % by uncertainty, the others learned alone", plain(device=SPARSE_LEARNING)),
     Row("coarse", "StreamSplit, activations in steps of a deviation", plain(device=(COARSE,))),
+    Row("int8", "StreamSplit, activations with 8 bits", plain(device=(("codec", "int8-zlib"),))),
+    Row(
+        "precise",
+        "StreamSplit, 8 bits everywhere",
+        plain(
+            ("gradient_codec", "int8-zlib"),
+            device=(("codec", "int8-zlib"),),
+            fleet=(("change_codec", "int8"), ("delta_codec", "int8")),
+        ),
+    ),
+    Row(
+        "testbed", "as in the testbed: 25 % by uncertainty, cut 8", plain(cut=TESTBED_CUT, device=TESTBED), seeds=(0, 1)
+    ),
     Row("cola", "COLA on EfficientNet-B0", plain(fleet=(("objective", "cola"),), encoder="efficientnet-b0"), (1, 2, 3)),
     Row("clap", "CLAP, captions from class names (supervised)", plain(fleet=(("objective", "clap"),))),
     Row("untrained-b0", "EfficientNet-B0, untrained", plain(encoder="efficientnet-b0"), (1, 2, 3), trained=False),
@@ -214,6 +230,22 @@ COMPARISONS = (
         "25 % by uncertainty, the others learned alone, minus all",
     ),
     Comparison("coarse_minus_full", "coarse", "streamsplit", "activations in steps of a deviation minus default"),
+    Comparison("int8_minus_full", "int8", "streamsplit", "activations with 8 bits minus default"),
+    Comparison("precise_minus_full", "precise", "streamsplit", "8 bits everywhere minus default"),
+    Comparison(
+        "testbed_minus_server_only",
+        "testbed",
+        "server-only",
+        "as in the testbed minus server-only",
+        mean_from=-1.0,
+        low_from=-4.0,
+    ),
+    Comparison(
+        "sparse_uncertainty_minus_server_only",
+        "sparse-uncertainty",
+        "server-only",
+        "25 % by uncertainty minus server-only",
+    ),
     Comparison("cola_gain", "cola", "untrained-b0", "COLA minus untrained, EfficientNet-B0", mean_from=5.0),
     Comparison("clap_gain", "clap", "untrained", "CLAP minus untrained", mean_from=5.0),
     *(

@@ -21,6 +21,7 @@ from tests.bench.accuracy_rows import HEADLINE, ROWS, Case, Row
 from tests.bench.accuracy_runs import CaseFailed, CaseProcesses, run_cases
 from tests.bench.accuracy_settings import digest, same_settings, settings
 from tests.bench.accuracy_summary import auroc, compare, summary
+from tests.bench.testbed_plan import read_plan
 
 CLIPS = 20
 UNTRAINED, SHUFFLED = (next(row for row in ROWS if row.name == name) for name in ("untrained", "shuffled"))
@@ -72,6 +73,11 @@ def missing(store: Store, *rows: Row, folds: tuple[int, ...] = (), quick: bool =
 def test_every_row_names_settings_that_exist() -> None:
     assert len({digest(settings(row)) for row in ROWS}) == len(ROWS)
     assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_the_testbeds_row_learns_with_the_testbeds_settings() -> None:
+    plan = read_plan()
+    assert dict(accuracy_rows.TESTBED) == plan.row(plan.subject).device
 
 
 def test_a_finished_case_is_not_run_again_and_the_others_are(tmp_path: Path) -> None:

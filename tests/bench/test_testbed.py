@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.errors import ConfigError
@@ -15,8 +16,10 @@ from tests.bench.testbed_due import best_action, moves_due
 from tests.bench.testbed_events import reaction
 from tests.bench.testbed_figures import comparison, device_figures, is_saturated, quantile, row_figures, spread
 from tests.bench.testbed_journal import DeviceJournal, parse
-from tests.bench.testbed_plan import conditions, joules_per_megabyte, options, read_plan
+from tests.bench.testbed_plan import Happening, Traced, conditions, joules_per_megabyte, options, read_plan
 from tests.bench.testbed_played import played
+from tests.bench.testbed_traces import along, trace_conditions
+from trainer.link_traces import Trace
 from trainer.simulated_fleet import encoder_costs, shipped_board
 
 POWER = PowerModel(
@@ -195,7 +198,13 @@ def test_a_reaction_counts_from_the_first_telemetry_that_shows_the_change() -> N
 
 def test_a_move_is_due_where_another_cut_is_better_by_rewards() -> None:
     plan = read_plan()
-    assert moves_due(plan) == {"none": False, "hog": True, "slow-link": False, "outage": True}
+    due = moves_due(plan)
+    assert {name: due[name] for name in ("none", "hog", "slow-link", "outage")} == {
+        "none": False,
+        "hog": True,
+        "slow-link": False,
+        "outage": True,
+    }
     costs, board = encoder_costs("mobile"), shipped_board("raspberry-pi-zero-2w")
     link = Condition(0.0, 8.0, 8.0, 50.0)
     best = [best_action(board, costs, replace(link, others_cpu=load), follows=True) for load in (0.0, 0.8)]
@@ -249,6 +258,45 @@ def test_a_change_is_the_boards_own_link_but_for_what_it_says(tmp_path: Any) -> 
     made = options(plan, plan.row("streamsplit"), boards=2, windows=30, out=tmp_path, data=None, esc10=False)
     assert (made.windows, made.devices, made.speed) == (60, 2, "realtime")
     assert ("sending.share", 0.25) in made.device_settings
+
+
+def test_a_trace_is_played_window_by_window_and_a_link_that_is_gone_keeps_its_rate() -> None:
+    ones = np.ones(3, np.float32)
+    played = trace_conditions(
+        Trace(
+            uplink_mbps=np.array([4.0, 0.0, 2.0], np.float32),
+            downlink_mbps=8.0 * ones,
+            round_trip_ms=np.array([30.0, 0.0, 50.0], np.float32),
+            online=np.array([True, False, True]),
+            load=np.array([0.0, 0.75, 0.5], np.float32),
+            uncertainty=ones,
+        )
+    )
+    assert [one.at_s for one in played] == pytest.approx([0.0, 0.96, 1.92])
+    assert [one.up for one in played] == [True, False, True]
+    assert [one.uplink_mbps for one in played] == [4.0, 4.0, 2.0]
+    assert [one.round_trip_ms for one in played] == [30.0, 30.0, 50.0]
+    assert [one.others_cpu for one in played] == [0.0, 0.75, 0.5]
+    assert [one.slowdown for one in played] == [1.0, 4.0, 2.0]
+
+
+def test_along_a_trace_windows_steps_and_moves_are_counted() -> None:
+    steps = [
+        step(5.0, [[0, 5, 900.0], [1, 5, 30.0]], {1: (20.0, 400.0)}),
+        step(6.0, [[2, "local", 40.0], [3, 8, None]], {}, result="lost"),
+    ]
+    local = {"kind": "local", "monotonic_s": 7.0, "window": 5, **counted(taken=[[4, "kept", 10.0]])}
+    found = along(parse([*steps, moved(5.5, None), moved(6.5, 8), moved(9.0, 5), local]), warm_up=1)
+    assert (found.windows, found.p50_ms, found.p95_ms) == (4, 20.0, None)
+    assert found.fates == {"cut 5": 1, "cut 8": 1, "kept": 1, "local": 1}
+    assert (found.answered, found.unanswered, found.local_steps) == (1, 1, 1)
+    assert (found.moves, found.closest_s) == (3, 1.0)
+
+
+def test_a_device_follows_a_trace_or_has_changes() -> None:
+    changes: Any = [{"at_s": 1.0, "up": False}]
+    with pytest.raises(ValueError, match="not both"):
+        Happening(name="a", title="b", changes=changes, trace=Traced(kind="lte", seed=1))
 
 
 def test_a_radio_that_is_on_longer_costs_more_for_the_same_bytes() -> None:

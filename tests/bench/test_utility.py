@@ -8,7 +8,16 @@ import torch
 from common.encoder import Encoder, build_encoder
 from common.mixture_memory import MixtureMemory
 from tests.bench.utility import QUARTILES, Repeat, Start, batches, by_quartile, read, summary
-from tests.bench.utility_arms import Batch, Heard, contrast, held_out_loss, learned_alone, sent
+from tests.bench.utility_arms import (
+    Batch,
+    Heard,
+    contrast,
+    contrast_of,
+    embeddings,
+    held_out_loss,
+    learned_alone,
+    sent,
+)
 
 STEPS = 2
 RATE = 5e-4
@@ -50,6 +59,23 @@ def test_quartiles_rise_in_the_signal_and_keep_the_order_within() -> None:
     assert [len(quarter) for quarter in values] == [4] * QUARTILES
     assert all(max(low) <= min(high) for low, high in pairwise(values))
     assert all(q["a"] == sorted(q["a"], key=lambda one: one.segment) for q in quarters)
+
+
+def test_the_gradient_signal_is_that_of_the_loss_at_one_windows_embeddings() -> None:
+    encoder, own = build_encoder("mobile", seed=1).eval(), heard("a", 16, 3)
+    quarters = by_quartile(Start(encoder, MixtureMemory(), []), {"a": own}, "gradient")
+    norms = []
+    for at in (0, 8):
+        both = embeddings(encoder, own[at : at + 8]).detach()
+        for window in range(8):
+            free = torch.stack([both[window], both[8 + window]]).requires_grad_()
+            rows = [free[place // 8] if place % 8 == window else both[place] for place in range(16)]
+            contrast_of(encoder, torch.stack(rows), own[at : at + 8]).sum().backward()
+            assert free.grad is not None
+            norms.append(float(free.grad.norm()))
+    order = sorted(range(16), key=norms.__getitem__)
+    expected = [sorted(order[4 * quarter : 4 * quarter + 4]) for quarter in range(QUARTILES)]
+    assert [[one.segment for one in quarter["a"]] for quarter in quarters] == expected
 
 
 def test_both_arms_learn_from_the_windows_and_leave_the_start_alone() -> None:

@@ -12,7 +12,8 @@ empties, is marked saturated. Afterwards a fleet to which things happen: a busy 
 
 Writes ``report.json``, ``report.md`` and pictures to ``--out``, where runs that came to their end are kept: a call that
 was broken off goes on there. A whole run (no option but ``--json``, ``--data``,
-``--esc10``, ``--broker`` and ``--out``) also ``tests/bench/results/testbed.json``, from which README's part is made.
+``--esc10``, ``--broker`` and ``--out``) also ``tests/bench/results/testbed.json`` and the pictures beside it, from
+which README's part is made.
 The last line is one JSON object. ``others_cores`` of a row says how much of the machine something else took: above some
 0.2 its latencies say more about that.
 """
@@ -41,8 +42,9 @@ from tests.bench.testbed_events import Reaction, reaction
 from tests.bench.testbed_figures import DeviceFigures, comparison, row_figures
 from tests.bench.testbed_plan import FILE, Plan, read_plan
 from tests.bench.testbed_played import played
-from tests.bench.testbed_report import RESULT, report, tables
+from tests.bench.testbed_report import PICTURES, RESULT, report, tables
 from tests.bench.testbed_run import Ran, Sounds, counted, run_events, run_row
+from tests.bench.testbed_traces import along
 from trainer.dataset_layouts import DATA_HELP
 from trainer.demo import RunFailed
 from trainer.simulated_fleet import encoder_costs
@@ -99,6 +101,8 @@ def _run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     _write(plan, result, figures, ran, happened, given.out)
     if not (given.quick or given.rows or given.no_events or given.plan != FILE):
         write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        for committed, drawn in PICTURES.items():
+            write_atomically(RESULTS / committed, (given.out / drawn).read_bytes())
     return result
 
 
@@ -123,14 +127,8 @@ def summary(
     quick: bool,
 ) -> dict[str, Any]:
     """The JSON object: what was asked for at the top, then every row and everything that happened."""
-    costs, events = encoder_costs(plan.encoder), dict[str, Any]()
-    reactions: list[Reaction] = []
-    if happened is not None:
-        due = moves_due(plan)
-        for event, journal in zip(plan.events.devices, happened.journals, strict=True):
-            came = reaction(journal)
-            events[event.name] = {"title": event.title, "due": due[event.name], **asdict(came)}
-            reactions += [came] if due[event.name] else []
+    costs = encoder_costs(plan.encoder)
+    events, traces, reactions = _happened(plan, happened)
     return {
         "bench": "testbed",
         "quick": quick,
@@ -153,7 +151,26 @@ def summary(
             for name, devices in figures.items()
         },
         "events": events,
+        "traces": traces,
     }
+
+
+def _happened(
+    plan: Plan, happened: Ran | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[Reaction]]:
+    """By device what it did where one thing happened, and along a trace; and the reactions that were due."""
+    events, traces, reactions = dict[str, dict[str, Any]](), dict[str, dict[str, Any]](), list[Reaction]()
+    if happened is None:
+        return events, traces, reactions
+    due = moves_due(plan)
+    for event, journal in zip(plan.events.devices, happened.journals, strict=True):
+        if event.trace is not None:
+            traces[event.name] = {"title": event.title, **asdict(along(journal, warm_up=plan.events.warm_up_windows))}
+            continue
+        came = reaction(journal)
+        events[event.name] = {"title": event.title, "due": due[event.name], **asdict(came)}
+        reactions += [came] if due[event.name] else []
+    return events, traces, reactions
 
 
 def slowest(reactions: Sequence[Reaction]) -> float | None:

@@ -166,10 +166,11 @@ def by_fate(windows: Sequence[WindowSeen]) -> dict[str, list[WindowSeen]]:
     groups: dict[Fate, list[WindowSeen]] = defaultdict(list)
     for seen in windows:
         groups[seen.fate].append(seen)
-    return {_fate_name(fate): groups[fate] for fate in sorted(groups, key=str)}
+    return {fate_name(fate): groups[fate] for fate in sorted(groups, key=str)}
 
 
-def _fate_name(fate: Fate) -> str:
+def fate_name(fate: Fate) -> str:
+    """For people: ``cut 5``, ``sound``, ``local``, ``kept``."""
     if isinstance(fate, str):
         return fate
     return f"cut {fate}" if fate >= 0 else "sound"

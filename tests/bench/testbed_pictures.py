@@ -15,6 +15,7 @@ from tests.bench.testbed_figures import DeviceFigures
 from tests.bench.testbed_journal import DeviceJournal
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d9822b", "#2e8b57", "#8a8f98"
+MARKED = 5  # conditions at most, for their beginnings to be marked: along a trace they change with every window
 
 
 def draw_latency(rows: Mapping[str, Sequence[DeviceFigures]], path: Path) -> None:
@@ -82,8 +83,9 @@ def _draw_device(axes: Any, title: str, journal: DeviceJournal) -> None:
     rates = [_or_nan(one.uplink_mbps) for one in journal.told]
     top = max((rate for rate in rates if not math.isnan(rate)), default=1.0)
     right.plot(told, [rate / top for rate in rates], ".-", color=BLUE, label=f"uplink / {top:g} Mbit/s")
-    for at_s, _ in journal.conditions[1:]:
-        axes.axvline(at_s - start_s, color=GREY, linestyle=":")
+    if len(journal.conditions) <= MARKED:
+        for at_s, _ in journal.conditions[1:]:
+            axes.axvline(at_s - start_s, color=GREY, linestyle=":")
     handles, labels = axes.get_legend_handles_labels()
     more_handles, more_labels = right.get_legend_handles_labels()
     axes.legend(handles + more_handles, labels + more_labels, frameon=False, fontsize=8, loc="upper left", ncol=4)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from common.config import load_profile
 from common.config_device import SplitterConfig
@@ -16,6 +16,7 @@ from common.config_types import Settings
 from common.errors import ConfigError
 from device.conditions import Condition, write_conditions
 from trainer.demo_files import DemoFiles, DemoOptions
+from trainer.link_traces import TraceKind
 
 FILE = Path(__file__).with_name("testbed.yaml")
 Mode = Literal["split", "server-only", "edge-only"]
@@ -52,19 +53,37 @@ class RowPlan(Settings):
         return next(kind for kind in self.splitter if kind.isdigit() or kind in known)
 
 
+class Traced(Settings):
+    """A trace of `trainer.link_traces`."""
+
+    kind: TraceKind
+    seed: int
+
+
 class Happening(Settings):
-    """What happens to one device: each change is `Condition`'s fields that differ from the board's own link."""
+    """What happens to one device: each change is `Condition`'s fields that differ from the board's own link.
+
+    With ``trace`` link and load are the trace's all the time, and ``changes`` none.
+    """
 
     name: str
     title: str
-    changes: list[dict[str, float | bool]]
+    changes: list[dict[str, float | bool]] = Field(default=[])
     profile: str | None = None
+    trace: Traced | None = None
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Happening:
+        if self.trace is not None and self.changes:
+            raise ValueError("a device follows a trace or has changes, not both")
+        return self
 
 
 class Happenings(Settings):
-    """The run in which something happens."""
+    """The run in which something happens; the first windows are left out where a device follows a trace."""
 
     windows: int = Field(ge=1)
+    warm_up_windows: int = Field(ge=0)
     link: Board
     devices: list[Happening]
 

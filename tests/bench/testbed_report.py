@@ -12,6 +12,20 @@ from rich.table import Table
 from tests.bench.accuracy_results import RESULTS
 
 RESULT = RESULTS / "testbed.json"
+PICTURES = {
+    "testbed-latency.png": "latency.png",
+    "testbed-energy.png": "energy.png",
+    "testbed-timeline.png": "timeline.png",
+    "testbed-events.png": "events.png",
+}
+"""What is kept beside the result, by its name there: the picture's in a run's folder."""
+
+ABOUT = {
+    "testbed-latency.png": "Share of windows whose embedding was there after so long, by row",
+    "testbed-energy.png": "Joules a window above an idle board that listens, by part",
+    "testbed-timeline.png": "Cut, load, uplink and uncertainty of each device of StreamSplit's row",
+    "testbed-events.png": "The same where something happens, and along the traces",
+}
 COMMAND = "python -m tests.bench.testbed --json"
 NOT_RUN = f"Not run yet: `{COMMAND}` writes the figures to `tests/bench/results/testbed.json`."
 HEADINGS = (
@@ -47,6 +61,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         ("the testbed", HEADINGS, row_lines(result)),
         ("against server-only, PCM16", ("what", "figure", "asked for"), asked_lines(result)),
         ("when something happens", EVENT_HEADINGS, event_lines(result)),
+        ("along a trace of link and load", TRACE_HEADINGS, trace_lines(result)),
     )
     made = []
     for title, headings, lines in parts:
@@ -113,6 +128,33 @@ def event_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+TRACE_HEADINGS = (
+    "along a trace of link and load",
+    "embedding, ms: median / p95",
+    "windows by decision",
+    "steps answered / not",
+    "local steps",
+    "moves",
+    "closest, s",
+)
+
+
+def trace_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One line per device that followed a trace."""
+    return [
+        (
+            one["title"],
+            f"{_number(one['p50_ms'])} / {_number(one['p95_ms'])}",
+            ", ".join(f"{fate}: {count}" for fate, count in one["fates"].items()),
+            f"{one['answered']} / {one['unanswered']}",
+            str(one["local_steps"]),
+            str(one["moves"]),
+            _number(one["closest_s"]),
+        )
+        for one in result["traces"].values()
+    ]
+
+
 def _outage(event: Mapping[str, Any]) -> str:
     if event["lost_later"] is None:
         return "did not come back"
@@ -130,7 +172,8 @@ def markdown(path: Path = RESULT) -> str:
     """README's part, from the committed result; says so where there is none."""
     if not path.exists():
         return NOT_RUN
-    return report(json.loads(path.read_text(encoding="utf-8")))
+    pictures = (f"![{ABOUT[name]}](tests/bench/results/{name})" for name in PICTURES if (path.parent / name).exists())
+    return "\n\n".join((report(json.loads(path.read_text(encoding="utf-8"))), *pictures))
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -160,6 +203,7 @@ def report(result: Mapping[str, Any]) -> str:
             table(("StreamSplit against server-only, PCM16", "figure", "asked for"), asked_lines(result)),
             table(("latency, times shorter", "median", "95th percentile"), detail_lines(result)),
             table(EVENT_HEADINGS, event_lines(result)),
+            table(TRACE_HEADINGS, trace_lines(result)),
             answered,
             energy,
             where,

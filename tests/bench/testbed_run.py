@@ -21,9 +21,11 @@ from device.conditions import Condition
 from tests.bench.testbed_figures import DeviceFigures, device_figures, power_of
 from tests.bench.testbed_journal import DeviceJournal, read_journal
 from tests.bench.testbed_plan import Board, Plan, RowPlan, conditions, joules_per_megabyte, options, put_boards, steady
+from tests.bench.testbed_traces import trace_conditions
 from trainer.dataset_layouts import split_recordings
 from trainer.demo import train
 from trainer.demo_files import device_names, write_files
+from trainer.link_traces import generate
 
 FINISHED = "finished.json"  # in a run's folder: what it was a run of, and what its journals do not say
 
@@ -66,7 +68,12 @@ def run_events(plan: Plan, out: Path, *, sounds: Sounds, broker: str, console: C
         events.link if one.profile is None else events.link.model_copy(update={"profile": one.profile})
         for one in events.devices
     ]
-    playing = [conditions(board, one.changes) for board, one in zip(boards, events.devices, strict=True)]
+    playing = [
+        conditions(board, one.changes)
+        if one.trace is None
+        else trace_conditions(generate(one.trace.kind, one.trace.seed, steps=events.windows))
+        for board, one in zip(boards, events.devices, strict=True)
+    ]
     return _run(plan, plan.row(plan.subject), out, boards, playing, events.windows, sounds, broker, console)
 
 

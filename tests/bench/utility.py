@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,18 @@ from common.encoder import Encoder
 from common.errors import ConfigError
 from common.mixture_memory import MixtureMemory
 from tests.bench.accuracy_results import RESULTS
-from tests.bench.utility_arms import STEP_WINDOWS, Batch, Heard, capture, contrast, held_out_loss, learned_alone, sent
+from tests.bench.utility_arms import (
+    STEP_WINDOWS,
+    Batch,
+    Heard,
+    capture,
+    contrast,
+    contrast_of,
+    embeddings,
+    held_out_loss,
+    learned_alone,
+    sent,
+)
 from trainer import checkpoint
 from trainer.calibration import restore_mixture
 from trainer.dataset import Clip, shards
@@ -63,13 +74,34 @@ def _novelty(encoder: Encoder, mixture: MixtureMemory, own: Sequence[Heard]) -> 
 
 def _loss(encoder: Encoder, mixture: MixtureMemory, own: Sequence[Heard]) -> Tensor:
     """The device's own contrastive loss of the window, in the local step it would be part of."""
-    return torch.cat([contrast(encoder, own[at : at + STEP_WINDOWS]) for at in range(0, len(own), STEP_WINDOWS)])
+    return torch.cat([contrast(encoder, windows) for windows in _steps(own)])
+
+
+def _gradient(encoder: Encoder, mixture: MixtureMemory, own: Sequence[Heard]) -> Tensor:
+    """Norm of the gradient of the device's own loss at the embeddings of the window's views.
+
+    As in BADGE (Ash et al. 2020), where it stands for the whole gradient and costs no backward through the encoder.
+    """
+    return torch.cat([_gradient_norms(encoder, windows) for windows in _steps(own)])
+
+
+def _gradient_norms(encoder: Encoder, windows: Sequence[Heard]) -> Tensor:
+    both = embeddings(encoder, windows).detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(contrast_of(encoder, both, windows).sum(), both)
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(gradient.chunk(2)), dim=(0, 2))
+    return norms
+
+
+def _steps(own: Sequence[Heard]) -> Iterator[Sequence[Heard]]:
+    return (own[at : at + STEP_WINDOWS] for at in range(0, len(own), STEP_WINDOWS))
 
 
 SIGNALS: Mapping[str, Callable[[Encoder, MixtureMemory, Sequence[Heard]], Tensor]] = {
     "uncertainty": _uncertainty,
     "novelty": _novelty,
     "loss": _loss,
+    "gradient": _gradient,
 }
 
 

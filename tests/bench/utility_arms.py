@@ -134,8 +134,18 @@ def held_out_loss(encoder: Encoder, batches: Sequence[Batch]) -> float:
 
 def contrast(encoder: Encoder, windows: Sequence[Heard], *, within_s: float = NEIGHBOUR_S) -> Tensor:
     """InfoNCE of each of N windows among each other: ``[N]``."""
-    views = torch.stack([one.views for one in windows], dim=1).flatten(0, 1)
-    z_a, z_b = encoder.project(encoder(views)).chunk(2)
+    return contrast_of(encoder, embeddings(encoder, windows), windows, within_s=within_s)
+
+
+def embeddings(encoder: Encoder, windows: Sequence[Heard]) -> Tensor:
+    """Of both views of N windows, first every view A: ``[2 N, D]``."""
+    found: Tensor = encoder(torch.stack([one.views for one in windows], dim=1).flatten(0, 1))
+    return found
+
+
+def contrast_of(encoder: Encoder, both: Tensor, windows: Sequence[Heard], *, within_s: float = NEIGHBOUR_S) -> Tensor:
+    """`contrast` from what `embeddings` gave."""
+    z_a, z_b = encoder.project(both).chunk(2)
     excluded = not_negatives(
         [one.device for one in windows],
         [one.segment for one in windows],

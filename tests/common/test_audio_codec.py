@@ -81,7 +81,7 @@ def test_a_file_of_another_codec_than_it_says_is_refused(sent: AudioCodec, said:
 
 
 @CODECS
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.binary(max_size=400), spoilt=st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 255)), max_size=4))
 def test_whatever_arrives_a_window_or_a_message_error_comes_out(
     codec: AudioCodec, data: bytes, spoilt: list[tuple[int, int]]

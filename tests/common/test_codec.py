@@ -141,7 +141,7 @@ def test_zeros_and_constants_survive(text: str) -> None:
 
 @pytest.mark.parametrize("text", ALL)
 @given(arrays(np.float32, array_shapes(max_dims=4, max_side=5), elements=st.floats(-60_000, 60_000, width=32)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_whatever_can_be_encoded_can_be_decoded(
     text: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:

@@ -146,7 +146,7 @@ def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
     assert load_fleet(tmp_path / "fleet.yaml").fleet == "home"
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_safe_dump_writes_is_read_back(tmp_path: Path, data: st.DataObject) -> None:
     number = st.floats(1e-9, 1.0) | st.just(1)

@@ -131,7 +131,7 @@ TREES = st.recursive(
 
 @TYPES
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_generated_message_is_refused_or_means_something(made: type[object], data: st.DataObject) -> None:
     content = msgpack.unpackb(encode(CASES[made]))
     keys = st.sampled_from([key for key in content if key not in {"v", "t"}])
@@ -140,7 +140,7 @@ def test_a_generated_message_is_refused_or_means_something(made: type[object], d
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_arbitrary_bytes_are_refused(payload: bytes) -> None:
     with pytest.raises(MessageError):
         decode_any(payload)

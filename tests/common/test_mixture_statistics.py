@@ -121,7 +121,7 @@ TENSORS = st.builds(
 
 
 @given(TENSORS, TENSORS, TENSORS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_arrives_is_refused_or_leaves_the_mixture_sane(
     mass: EncodedTensor, means: EncodedTensor, variances: EncodedTensor
 ) -> None:

@@ -108,7 +108,7 @@ def test_a_file_that_is_absent_a_folder_or_not_text_is_refused(tmp_path: Path) -
         load_fleet(tmp_path / "latin.yaml")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=30).map("".join),
 )

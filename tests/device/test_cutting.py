@@ -42,9 +42,13 @@ class Wish:
     """A splitter that somebody tells what to want."""
 
     cut = SHALLOW
+    news: int | None = None
 
     def decide(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
         return FixedSplitter(self.cut).decide(observation, mask)
+
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
+        return None if self.news is None else FixedSplitter(self.news).decide(observation, mask)
 
     def step_over(self) -> None:
         pass
@@ -160,6 +164,19 @@ def device(tmp_path: Path, fleet: Published) -> Device:
 def test_a_cut_moves_at_once_where_the_blocks_for_it_are_here(device: Device) -> None:
     device.wish.cut = DEEP
     assert device.cutting.sends_next()
+    assert device.cutting.cut == DEEP
+    assert device.moves() == [(SHALLOW, DEEP)]
+
+
+def test_while_a_step_is_waited_for_the_cut_moves_on_news_alone(device: Device) -> None:
+    device.cutting.reconsider()
+    assert device.moves() == [], "nothing was decided yet"
+    device.cutting.sends_next()
+    device.wish.cut = DEEP
+    device.cutting.reconsider()
+    assert device.cutting.cut == SHALLOW
+    device.wish.news = DEEP
+    device.cutting.reconsider()
     assert device.cutting.cut == DEEP
     assert device.moves() == [(SHALLOW, DEEP)]
 

@@ -69,7 +69,7 @@ def intake(source: Source, totals: Totals, pace: Pace = PACE) -> Intake:
 def test_windows_looked_at_ahead_come_back_in_their_order_and_keep_their_time() -> None:
     made = intake(Source(5), Totals())
     for _ in range(2):
-        made.look_ahead()
+        assert made.look_ahead()
     assert made.waiting == 5
     seen = [made.next_ahead(), made.next_ahead()]
     assert [one.closed_s for one in seen if one] == [1.0, 2.0]
@@ -85,8 +85,7 @@ def test_no_more_is_looked_at_than_is_kept_and_no_more_than_is_wanted() -> None:
     assert source.taken == MOST_AHEAD
     source = Source(100)
     made = intake(source, Totals(windows=7), replace(PACE, windows=9))
-    for _ in range(5):
-        made.look_ahead()
+    assert [made.look_ahead() for _ in range(5)] == [True, True, False, False, False]
     assert source.taken == 2
 
 

@@ -71,7 +71,12 @@ def test_windows_that_close_are_looked_at_between_the_parts_of_a_step_but_in_a_p
         stop.set()
     parts: dict[str, Any] = {name: MagicMock() for name in inspect.signature(loop.DeviceLoop).parameters}
     parts |= {"client_step": Step(done), "stop": stop, "mailbox": SimpleNamespace(paused=paused)}
-    parts["intake"] = SimpleNamespace(looks_ahead=True, look_ahead=lambda: done.append("look"))
+
+    def looked() -> bool:
+        done.append("look")
+        return True
+
+    parts["intake"] = SimpleNamespace(looks_ahead=True, look_ahead=looked)
     device = loop.DeviceLoop(**parts)
     exchange = Exchange(0, timeout_s=1.0, grace_s=1.0)
     exchange.gradients = {0: torch.zeros(1), 2: torch.zeros(1), 1: torch.zeros(1)}
@@ -79,3 +84,22 @@ def test_windows_that_close_are_looked_at_between_the_parts_of_a_step_but_in_a_p
     device._learn_from(exchange)
     looks = [] if paused or stopped else ["look"]
     assert done == ["part 2", *looks, "part 1", *looks, "part 0", *looks, "learn 0.5"]
+    parts["cutting"].reconsider.assert_not_called()
+
+
+def test_while_answers_are_waited_for_every_window_that_closes_may_move_the_cut() -> None:
+    stop, windows, done = threading.Event(), iter([True, False, True]), list[str]()
+
+    def closed() -> bool:
+        if (found := next(windows, None)) is None:
+            stop.set()
+        return bool(found)
+
+    parts: dict[str, Any] = {name: MagicMock() for name in inspect.signature(loop.DeviceLoop).parameters}
+    mailbox = {"paused": False, "trainer": SimpleNamespace(boot="b"), "drain": lambda *_: done.append("drain")}
+    parts |= {"stop": stop, "mailbox": SimpleNamespace(**mailbox)}
+    parts["intake"] = SimpleNamespace(looks_ahead=True, look_ahead=closed)
+    parts["cutting"] = SimpleNamespace(reconsider=lambda: done.append("reconsider"))
+    exchange: Any = SimpleNamespace(trainer_boot="b", over=lambda _: False)
+    loop.DeviceLoop(**parts)._await_answers(exchange)
+    assert done == ["reconsider", "drain", "drain", "reconsider", "drain", "drain"]

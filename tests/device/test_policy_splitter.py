@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.actions import LOCAL
@@ -142,7 +142,6 @@ def test_only_while_a_policy_is_the_fleets_is_anything_drawn_since_nobody_else_l
     assert all(made.decide(SEEN, OPEN).log_prob < 0.0 for _ in range(20))
 
 
-@settings(deadline=None)
 @given(
     cuts=st.sets(st.integers(3, DEPTH)),
     logits=st.dictionaries(st.integers(0, LOCAL_PLACE), st.floats(-50, 50)),
@@ -183,3 +182,20 @@ def test_a_decision_is_taken_anew_as_soon_as_load_or_link_are_no_longer_what_it_
     first = made.decide(SEEN, OPEN)
     assert made.decide(SEEN, OPEN) is first
     assert (made.decide(changed, OPEN) is not first) is anew
+
+
+def test_while_a_step_is_waited_for_a_decision_holds_but_for_news_however_many_windows_close() -> None:
+    made = splitter(windows=2)
+    made.offer(update(3, wanting({7: 5.0})))
+    assert made.reconsider(SEEN, OPEN) is None, "nothing was decided yet"
+    first = made.decide(SEEN, OPEN)
+    assert [made.reconsider(SEEN, OPEN) for _ in range(5)] == [None] * 5
+    busy = replace(SEEN, cpu=SEEN.cpu + 0.3)
+    second = made.reconsider(busy, OPEN)
+    assert second is not None
+    assert second is not first
+    assert made.reconsider(busy, OPEN) is None
+    assert made.decide(busy, OPEN) is second
+    forbidden = made.reconsider(busy, mask_of(4))
+    assert forbidden is not None
+    assert forbidden.cut == 4

@@ -6,8 +6,10 @@ import pytest
 
 from common import messages
 from common.messages import Telemetry
+from device import senses
 from device.exchange import Exchange
 from device.senses import TOLD_WINDOWS
+from device.telemetry import Resources
 from tests.device.test_cutting import TOPICS, Device
 from tests.device.test_journal import COUNTERS
 from tests.published import Published
@@ -33,6 +35,7 @@ def test_in_real_time_a_step_is_told_once(tmp_path: Path, monkeypatch: pytest.Mo
     device = Device(tmp_path, Published())
     monkeypatch.setattr(device.link, "counters", lambda: COUNTERS, raising=False)
     monkeypatch.setattr(device.senses, "_every_window", True)
+    monkeypatch.setattr(senses, "SAMPLED_S", 0.0)
     device.cutting.sends_next()
     device.senses.publish(force=True)
     device.link.take_published()
@@ -46,3 +49,29 @@ def test_in_real_time_a_step_is_told_once(tmp_path: Path, monkeypatch: pytest.Mo
     for _ in range(TOLD_WINDOWS + 1):
         device.cutting.sends_next()
     assert len(device.link.take_published()) == 1, "no step has ended for a while"
+
+
+def test_windows_that_are_decided_on_at_once_share_a_sample_and_count_as_one_that_was_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(tmp_path, Published())
+    now_s, sampled = [100.0], list[float]()
+    monkeypatch.setattr(device.link, "counters", lambda: COUNTERS, raising=False)
+    monkeypatch.setattr(device.senses, "_every_window", True)
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    sample = device.senses._sampler.sample
+
+    def noted() -> Resources:
+        sampled.append(now_s[0])
+        return sample()
+
+    monkeypatch.setattr(device.senses._sampler, "sample", noted)
+    for passed_s in (0.0, 0.1, 0.1, 0.31, 0.6, 0.1):
+        now_s[0] += passed_s
+        device.cutting.sends_next()
+    assert sampled == pytest.approx([100.0, 100.51, 101.11])
+    device.senses.publish(force=True)
+    device.link.take_published()
+    for _ in range(3 * TOLD_WINDOWS):
+        device.cutting.sends_next()
+    assert device.link.take_published() == []

@@ -23,7 +23,8 @@ def short_plan(folder: Path) -> Path:
     plan["subject"] = "heuristic"
     # Once something is there to come back to: 28 s are a start and some steps, also on a busy machine.
     outage = {"name": "outage", "title": "6 s without", "changes": [{"at_s": 28, "up": False}, {"at_s": 34}]}
-    plan["events"] |= {"windows": 70, "devices": [{"name": "none", "title": "nothing", "changes": []}, outage]}
+    trace = {"name": "lte", "title": "LTE", "trace": {"kind": "lte", "seed": 1001}}
+    plan["events"] |= {"windows": 70, "warm_up_windows": 0, "devices": [trace, outage]}
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(plan), encoding="utf-8")
     return path
@@ -46,6 +47,9 @@ def test_a_short_run_measures_both_rows_and_a_device_learns_alone_while_its_link
         assert row["embedding_ms"]["p50"] > 50, "no answer can be faster than its link's round trip"
         assert row["memory_mb"] > 50
     assert result["rows"]["heuristic"]["joules"]["compute"] > result["rows"]["server-only-pcm16"]["joules"]["compute"]
+    along = result["traces"]["lte"]
+    assert (along["windows"], sum(along["fates"].values())) == (70, 70)
+    assert along["answered"] + along["local_steps"] > 0
     outage = result["events"]["outage"]
     assert outage["due"]
     assert outage["since_change_s"] is not None

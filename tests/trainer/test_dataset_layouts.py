@@ -232,7 +232,7 @@ def test_a_table_with_a_mark_of_utf8_and_other_columns_first_is_read(esc50: Path
     assert len(split_recordings(esc50, 1).held_out) == 4
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda t: f"{ESC50_COLUMNS}\n{t}".encode()))
 )
