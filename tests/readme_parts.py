@@ -54,6 +54,13 @@ def testbed() -> str:
     return markdown()
 
 
+def policy() -> str:
+    """What the committed run of the policy bench says."""
+    from tests.bench.policy_report import markdown  # needs all rooms, as above
+
+    return markdown()
+
+
 def privacy() -> str:
     """What the committed run of the privacy bench says."""
     from tests.bench.privacy_report import markdown  # needs all rooms, as above
@@ -67,6 +74,7 @@ PARTS = {
     "cuts": cuts,
     "accuracy": accuracy,
     "testbed": testbed,
+    "policy": policy,
     "privacy": privacy,
 }
 

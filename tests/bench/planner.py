@@ -2,14 +2,14 @@
 
     python -m tests.bench.planner [--quick] [--json]
 
-The last line is one JSON object:
+The last line is one JSON object, which a whole run also writes to ``tests/bench/results/planner.json``:
 
-* ``mismatches``: random graphs, and test models at random times and links, on which a plan costs more than the best of
-  all placements, or, where these cannot be enumerated, block-wise and general plans differ; ``compared``: how many.
+* ``mismatches``: plans, block-wise and general, of random graphs, and of test models at random times and links, that
+  cost more than the best of all placements, or, where these are too many, than the other; ``compared``: how many.
+* ``enumerated``: by model, how many placements its operations have; null: more than are tried.
 * ``speedup_blockwise``: by model, median time of a general plan by maximum flow, network built anew, over that of a
   block-wise one from new times, blocks tested: of the placements that blocks leave, all where they are few;
-  ``speedup_by_flow``: the same with a maximum flow between the blocks, too; ``speedup_by_library``: of the flows alone,
-  with other libraries.
+  ``speedup_by_library``: the same with a maximum flow between the blocks, too, by the same library on both sides.
 * ``plan_ms``: median milliseconds of a block-wise plan as the trainer makes it; ``brute_force_ms``: all placements.
 * ``delay_reduction``: by how much a re-planned window trains faster than by each baseline, mean over the held-out
   traces of `trainer.link_traces`, re-planning included; ``mean_of_baselines``: against the mean of the four;
@@ -30,31 +30,28 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
+from common.atomic_file import write_atomically
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec
-from common.encoder import ENCODERS, build_encoder
 from common.encoder_graph import trace
 from common.profiling import measure
-from tests.bench.flow_libraries import installed
+from tests.bench.accuracy_results import RESULTS
+from tests.bench.flow_libraries import Solve, by_ortools, installed
 from tests.bench.planner_traces import compare_on_traces
-from tests.models.densenet import DenseNet
-from tests.models.googlenet import GoogLeNet
-from tests.models.resnet import ResNet
-from tests.models.transformer import Transformer
 from tests.trainer.random_graphs import (
     cheapest as cheapest_of_all,
 )
 from tests.trainer.random_graphs import (
+    costs,
     random_amounts,
     random_graph,
     random_pins,
     random_rates,
 )
+from tests.trainer.whole_models import OWN, SHAPES, all_placements
 from trainer.partition import Partition
 from trainer.partition_blocks import Blocks, block_network, failing, find_blocks, single_blocks
-from trainer.partition_graph import CutGraph, graph_of
-from trainer.partition_network import minimum_cut
+from trainer.partition_graph import CutGraph, Flags, graph_of
 from trainer.partition_placements import cheapest
 from trainer.partition_prices import Amounts, LinkState, Pins, Rates, Wire, amounts, pins, rates
 from trainer.partition_wire import measure_wire
@@ -62,48 +59,48 @@ from trainer.partition_wire import measure_wire
 DEVICE_SLOWDOWN = 12.5  # a Raspberry Pi 4 by its profile file against this machine's 1.6 ms
 LINK = LinkState(2.0, 4.0, 50.0)
 LOCAL_ITERATIONS = 200
+PROFILE_REPEATS = 3
 TOLERANCE = 1e-9
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and one JSON object at the end."""
     parser = argparse.ArgumentParser(description="The planner: exactness, speed, and delay over link traces.")
     parser.add_argument("--quick", action="store_true", help="fewer graphs, repeats and traces")
     parser.add_argument("--json", action="store_true", help="only the JSON object")
     parser.add_argument("--png", type=Path, help="draw the delays over the traces")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     wire = measure_wire(
         Codec.parse(DEFAULT_ACTIVATIONS_CODEC), Codec.parse(DEFAULT_GRADIENT_CODEC),
         change_codec="int4", delta_codec="int4",
     )  # fmt: skip
     repeats = 20 if given.quick else 100
-    models = _models(quick=given.quick)
     found: dict[str, object] = {}
     wrong, compared = _random_mismatches(200 if given.quick else 2_000)
     speeds = []
-    for name, model in track(models.items(), description="models", console=_console()):
+    enumerated: dict[str, int | None] = {}
+    for name, build in track((SHAPES | OWN).items(), description="models", console=_console()):
+        model = build()
         graph = graph_of(trace(model))
-        profile = measure(model, name=name, repeats=3)
+        profile = measure(model, name=name, repeats=PROFILE_REPEATS)
         known = amounts(graph, profile.slower(DEVICE_SLOWDOWN), profile, wire)
-        more, tried = _model_mismatches(graph, known, wire, 10 if given.quick else 50)
+        sides = all_placements(graph, _pins(graph))
+        more, tried = _model_mismatches(graph, known, wire, sides, 10 if given.quick else 50)
         wrong, compared = wrong + more, compared + tried
+        enumerated[name] = None if sides is None else len(sides)
         speeds.append((name, _speed(graph, known, wire, repeats, slow=not given.quick)))
-    found |= {"mismatches": wrong, "compared": compared}
+    found |= {"mismatches": wrong, "compared": compared, "enumerated": enumerated}
     for key in speeds[0][1]:
         found[key] = {name: speed[key] for name, speed in speeds if key in speed}
     found["brute_force_ms"] = _brute_force_ms()
     found |= compare_on_traces(wire, traces=4 if given.quick else 20, picture=given.png, console=_console())
+    if not given.quick:
+        write_atomically(RESULTS / "planner.json", (json.dumps(found, indent=1) + "\n").encode())
     if not given.json:
         for key, value in found.items():
             print(f"{key}: {json.dumps(value, indent=1)}")
     print(json.dumps(found))
     return 0
-
-
-def _models(*, quick: bool) -> dict[str, nn.Module]:
-    encoders = {name: build_encoder(name, seed=0) for name in (("mobile",) if quick else ENCODERS)}
-    shapes = {"googlenet": GoogLeNet(), "densenet": DenseNet(), "resnet50": ResNet(), "transformer": Transformer()}
-    return {**shapes, **encoders}
 
 
 def _random_mismatches(graphs: int) -> tuple[int, int]:
@@ -129,11 +126,14 @@ def _planned(graph: CutGraph, known: Amounts, given: Pins, price: Rates, *, bloc
         return float("inf")
 
 
-def _model_mismatches(graph: CutGraph, known: Amounts, wire: Wire, times: int) -> tuple[int, int]:
-    """How often block-wise and general plans of a model differ in cost, at random times, links and loads."""
+def _model_mismatches(graph: CutGraph, known: Amounts, wire: Wire, sides: Flags | None, times: int) -> tuple[int, int]:
+    """How many plans of a model, at random times, links and loads, cost more than the best of all sides, of how many.
+
+    Where these are not known, general and block-wise plans are measured by each other.
+    """
     rng = np.random.default_rng(7)
     given = _pins(graph)
-    blocks, single = find_blocks(graph, known, given), single_blocks(graph, known, given)
+    ways = find_blocks(graph, known, given), single_blocks(graph, known, given)
     wrong = 0
     for _ in range(times):
         compute = known.compute.copy()
@@ -144,41 +144,43 @@ def _model_mismatches(graph: CutGraph, known: Amounts, wire: Wire, times: int) -
             wire, LinkState(up, 2 * up, float(rng.uniform(0, 200))), local_iterations=200,
             server_slowdown=float(10 ** rng.uniform(0, 1.5)),
         )  # fmt: skip
-        one = Partition(graph, other, given, blocks=blocks).plan(price).cost
-        whole = Partition(graph, other, given, blocks=single).plan(price).cost
-        wrong += not np.isclose(one, whole, rtol=TOLERANCE)
-    return wrong, times
+        planned = [Partition(graph, other, given, blocks=blocks).plan(price).cost for blocks in ways]
+        best = min(planned) if sides is None else float(costs(graph, other, price, sides).min())
+        wrong += sum(not np.isclose(cost, best, rtol=TOLERANCE) for cost in planned)
+    return wrong, times * len(ways)
 
 
 def _speed(graph: CutGraph, known: Amounts, wire: Wire, repeats: int, *, slow: bool) -> dict[str, object]:
     given = _pins(graph)
     blocks, single = find_blocks(graph, known, given), single_blocks(graph, known, given)
-    networks = block_network(blocks, known), block_network(single, known)
     partition = Partition(graph, known, given, blocks=blocks)
     price = rates(wire, LINK, local_iterations=LOCAL_ITERATIONS)
-    anew = _medians_ms(
-        [
-            lambda: _blockwise(blocks, known, price, by_flow=False),
-            lambda: minimum_cut(block_network(single, known), price.vector()),
-            lambda: _blockwise(blocks, known, price, by_flow=True),
-        ],
-        repeats,
-    )
+
+    def anew(solve: Solve, repeats: int, *, by_flow: bool = True) -> tuple[float, float]:
+        """Milliseconds from new times to the cut, block-wise and general."""
+        small, large = _medians_ms(
+            [
+                lambda: _blockwise(blocks, known, price, solve if by_flow else None),
+                lambda: solve(block_network(single, known), price.vector()),
+            ],
+            repeats,
+        )
+        return small, large
+
+    listed_ms, general_ms = anew(by_ortools, repeats, by_flow=False)
     by_library = {}
     for library, solve in installed().items():
-        times = 3 if library == "networkx" else repeats
         if slow or library != "networkx":
-            small, large = _medians_ms([partial(solve, network, price.vector()) for network in networks], times)
+            small, large = anew(solve, 3 if library == "networkx" else repeats)
             by_library[library] = {
                 "blocks_ms": _short(small),
                 "general_ms": _short(large),
                 "ratio": _short(large / small),
             }
     return {
-        "speedup_blockwise": _short(anew[1] / anew[0]),
-        "speedup_by_flow": _short(anew[1] / anew[2]),
+        "speedup_blockwise": _short(general_ms / listed_ms),
         "plan_ms": _short(_medians_ms([lambda: partition.plan(rates(wire, LINK, local_iterations=200))], repeats)[0]),
-        "general_ms": _short(anew[1]),
+        "general_ms": _short(general_ms),
         "vertices": {"operations": graph.size, "blocks": blocks.count, "placements": _listed(blocks)},
         "speedup_by_library": by_library,
     }
@@ -188,14 +190,14 @@ def _listed(blocks: Blocks) -> int | None:
     return None if blocks.placements is None else len(blocks.placements.on_device)
 
 
-def _blockwise(blocks: Blocks, known: Amounts, price: Rates, *, by_flow: bool) -> None:
-    """From new times to the cut, every block tested."""
+def _blockwise(blocks: Blocks, known: Amounts, price: Rates, solve: Solve | None) -> None:
+    """From new times to the cut, every block tested; without ``solve`` no flow where the placements are few."""
     savings = known.savings(price)
     assert not failing(blocks, savings)
-    if by_flow or blocks.placements is None:
-        minimum_cut(block_network(blocks, known), price.vector())
-    else:
+    if solve is None and blocks.placements is not None:
         cheapest(blocks.placements, known, price, savings)
+    else:
+        (solve or by_ortools)(block_network(blocks, known), price.vector())
 
 
 def _brute_force_ms() -> dict[str, float]:

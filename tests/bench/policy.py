@@ -7,6 +7,8 @@ on what a device would measure, and is paid by the simulator. `oracle_ratio` is 
 the oracle a dynamic programme over the true trace. Margins are paired over traces, with a bootstrap over traces and
 seeds. `sb3` is stable-baselines3's masked PPO (sb3-contrib, needs the extra `bench`) on the same environment with the
 same network, from rewards alone, for twice as many decisions.
+
+A run of all five seeds writes ``tests/bench/results/policy.json``, from which README's tables are made.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ from numpy.typing import NDArray
 from rich.progress import Progress as ProgressBar
 
 from common import messages
+from common.atomic_file import write_atomically
 from common.policy import OBSERVATION_NAMES
 from common.policy_network import PolicyNetwork, pack_network, unpack_network
 from tests.bench.policy_baselines import Heuristic, Planner, constant, uniform
+from tests.bench.policy_report import RESULT
 from tests.bench.statistics import Estimate
 from trainer.link_traces import read_split
 from trainer.policy_file import load_policy, network_of, to_message
@@ -299,6 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             advance=lambda: bar.advance(task),
         )
     show(result)
+    if not (given.quick or given.policies or given.seeds != parser.get_default("seeds")):
+        write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
     if given.json:
         print(json.dumps(result))
     return 0

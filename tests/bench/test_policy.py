@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from common.policy import OBSERVATION_NAMES
 from device.policy_splitter import shipped_policy
 from tests.bench import policy as bench
+from tests.bench import policy_report
 from tests.bench.policy_baselines import Heuristic, Planner, constant, uniform
 from tests.trainer.simulated import costs, small_fleet
 from trainer.link_traces import Split
@@ -97,3 +99,24 @@ def test_the_report_has_every_figure_and_ends_with_json(
         assert 0.0 < result[part]["oracle_ratio"] < 1.0
         assert len(result[part]["margin"]) == len(result["margin"])
     assert result["fresh"]["reward"] != result["reward"]
+
+
+def test_readmes_tables_say_what_each_contender_earns_on_each_ground(tmp_path: Path) -> None:
+    assert "Not run yet" in policy_report.markdown(tmp_path / "none.json")
+    margin = {"heuristic": {"mean": 0.2, "ci95": [0.1, 0.3]}}
+    judged = {
+        "oracle_ratio": 0.95,
+        "oracle_ratio_by_seed": [0.94, 0.96],
+        "reward": {"random": -0.7, "oracle": 0.1, "policy": 0.07, "heuristic": -0.1},
+        "ratio_of_baselines": {"heuristic": 0.64},
+        "margin": margin,
+        "by_trace": {"oracle": [0.1, 0.1]},
+    }
+    worse = judged | {"oracle_ratio": 0.89}
+    text = policy_report.report(
+        judged | {"fresh": worse, "following": judged, "decision_us": 15.2, "wire_bytes": 11_636}
+    )
+    assert "**2 held-out traces** (asked for 0.90: met)" in text
+    assert "**2 fresh traces** (asked for 0.90: missed)" in text
+    assert "| heuristic | -0.100 | 0.640 | 0.200 (0.100 to 0.300) |" in text
+    assert "A decision takes 15 us, a policy 11,636 bytes" in text

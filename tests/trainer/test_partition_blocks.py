@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from torch import fx, nn
 
 from common.compute_profile import ComputeProfile, Cost
-from common.encoder import build_encoder
 from common.encoder_graph import trace
-from tests.models.densenet import DenseNet
-from tests.models.googlenet import MODULES, GoogLeNet, Inception
-from tests.models.resnet import Bottleneck, ResNet
-from tests.models.transformer import Transformer
+from tests.models.googlenet import MODULES, Inception
+from tests.models.resnet import Bottleneck
+from tests.trainer.whole_models import NARROW, OWN
 from trainer.partition import Partition
 from trainer.partition_blocks import find_blocks, single_blocks
 from trainer.partition_graph import graph_of
 from trainer.partition_prices import Amounts, LinkState, Wire, amounts, pins, rates, total
 
 WIRE = Wire(up_bits=4.0, down_bits=1.0, codec_ns=10.0, header_bytes=300.0, weight_bits=8.0, input_bytes=30_720.0)
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "googlenet": lambda: GoogLeNet(narrow=8),
-    "densenet": lambda: DenseNet(layers=(3, 4), growth=8),
-    "resnet": lambda: ResNet(layers=(2, 2), width=8),
-    "transformer": lambda: Transformer(depth=3, width=16),
-    "mobile": lambda: build_encoder("mobile", seed=0),
-}
+MODELS = {**NARROW, "mobile": OWN["mobile"]}
 
 
 def made_up(traced: fx.GraphModule, x: torch.Tensor, seed: int) -> ComputeProfile:
