@@ -15,7 +15,7 @@ from device.mailbox import Mailbox
 from device.pace import Pace
 from device.replica import Replica
 from device.senses import Senses
-from device.splitter import Decision, Splitter
+from device.splitter import Splitter
 from device.weights_exchange import WeightsExchange
 from device.windows import WINDOW_S
 
@@ -59,25 +59,12 @@ class Cutting:
         self._deepest = pace.first_cut
         self._reason = ""
         self._alone = not pace.sends_windows
-        self._latest: Decision | None = None
         self._since_change = DWELL_WINDOWS
         self._changed_s = -math.inf
 
     def sends_next(self) -> bool:
         """Ask the splitter whether the next window is sent; what it says about the cut takes effect between steps."""
         decision = self._splitter.decide(self._senses.observe(self.cut), self._mask())
-        self._follow(decision)
-        self._since_change += 1
-        return not decision.local and self._contact.online
-
-    def reconsider(self) -> None:
-        """While a step is waited for: load and link are noted as with every window, and news is decided on at once."""
-        decision = self._splitter.reconsider(self._senses.observe(self.cut), self._mask()) or self._latest
-        if decision is not None:
-            self._follow(decision)
-
-    def _follow(self, decision: Decision) -> None:
-        self._latest = decision
         self._senses.note(decision)
         self.chose_local = decision.local and decision.policy_version > 0
         if decision.local != self._alone:
@@ -87,6 +74,19 @@ class Cutting:
         if not decision.local:
             self.target, self._reason = decision.cut, decision.reason
             self.move()
+        self._since_change += 1
+        return not decision.local and self._contact.online
+
+    def reconsider(self) -> None:
+        """While a step is waited for: load and link are heard with every window; news is told, and moves the cut.
+
+        The step's decision stays what it was, and what comes of it is told under its number.
+        """
+        decision = self._splitter.reconsider(self._senses.observe(self.cut), self._mask())
+        if decision is not None and not decision.local:
+            self.target, self._reason = decision.cut, decision.reason
+            self.move()
+        self._senses.tell_news()
 
     def step_over(self) -> None:
         """A step ended: a splitter that decides for whole steps decides anew."""

@@ -127,7 +127,7 @@ class ComputeStretch:
         self._measured_s = now_s
         self._host_ms.append(self._host.once() / VIEWS)
         if not self.faster_than_host:  # else no block sleeps, and none could make it good
-            self._late_s += max(0.0, self._clock() - max(now_s, over_s))
+            self._late_s = max(self._late_s, self._clock() - max(now_s, over_s))
 
     def _sleep_for(self, wanted_s: float) -> None:
         # An operating system sleeps too long, by up to a tick: the next block is stretched by that much less.

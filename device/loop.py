@@ -254,7 +254,7 @@ class DeviceLoop:
             if not self._contact.online or trainer is None or trainer.boot != exchange.trainer_boot:
                 break  # who was asked is gone, and knows nothing of this step when it comes back
             if self._look_ahead():
-                self._cutting.reconsider()  # not while it learns: then its own work is the load
+                self._cutting.reconsider()
             self._mailbox.drain(exchange, AHEAD_WAIT_S if ahead else ANSWER_WAIT_S)
 
     def _look_ahead(self) -> bool:

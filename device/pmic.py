@@ -57,7 +57,7 @@ class Pmic:
         self._clock = clock
         watts = read_watts()
         self._last = Sample(clock(), watts, 0.0)  # replaced as a whole: who reads it elsewhere sees no half of it
-        self._failure: Exception | None = None
+        self._failure = ""
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -65,12 +65,11 @@ class Pmic:
         threading.Thread(target=self._follow, name="pmic", daemon=True).start()
 
     def sample(self) -> None:
-        """Read the power once; what cannot be read ends the measurement, and `joules` says so."""
+        """Read the power once; where that fails the power stays what it was, for as long as `joules` allows."""
         try:
             watts = self._read_watts()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            self._failure = error
-            self._ended.set()
+            self._failure = f": {error}"
             return
         now_s = self._clock()
         # A late sample counts as any other: the board was on, and this clock stands still while it sleeps.
@@ -79,15 +78,13 @@ class Pmic:
     def joules(self) -> float:
         """Joules so far; asks nothing, so it never waits.
 
-        Raises OSError where a sample has failed or the last one is older than `MOST_AGE_S`, since its program hangs.
+        Raises OSError where the last sample is older than `MOST_AGE_S`: its program fails or hangs.
         """
         last = self._last
         now_s = self._clock()
-        if self._failure is not None:
-            raise OSError(f"the PMIC cannot be read: {self._failure}") from self._failure
         if now_s - last.at_s > MOST_AGE_S:
             self._ended.set()  # should the program come back, nobody needs it any more
-            raise OSError(f"the PMIC was last read {now_s - last.at_s:.0f} s ago")
+            raise OSError(f"the PMIC was last read {now_s - last.at_s:.0f} s ago{self._failure}")
         return last.joules_at(now_s)
 
     def _follow(self) -> None:
@@ -126,5 +123,5 @@ def parse_watts(text: str) -> float | None:
     for rail, unit, value in (found.groups() for found in map(READING.fullmatch, text.splitlines()) if found):
         (amperes if unit == "A" else volts)[rail] = float(value)
     rails = amperes.keys() & volts.keys()
-    watts = math.fsum(amperes[rail] * volts[rail] for rail in rails)
+    watts = sum(amperes[rail] * volts[rail] for rail in rails)
     return watts if rails and math.isfinite(watts) else None

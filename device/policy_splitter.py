@@ -101,22 +101,21 @@ class PolicySplitter:
         if held is not None and self._left > 0 and self._holds(held, observation, mask):
             self._left -= 1
             return held
-        return self._anew(observation, mask)
+        self._held, self._left = self._choose(observation, mask), self._windows - 1
+        self._decided_on = observation
+        return self._held
 
     def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
-        """See `Splitter`."""
+        """See `Splitter`: the likeliest action, never one that is drawn."""
         held = self._held
-        return None if held is None or self._holds(held, observation, mask) else self._anew(observation, mask)
+        if held is None or self._network is None or sum(mask) == 1 or self._holds(held, observation, mask):
+            return None
+        return self._decision(int(self._network.probabilities(observation.values(), mask).argmax()), mask)
 
     def step_over(self) -> None:
         """See `Splitter`: also where news had it decide within the step, decisions and steps begin together again."""
         self._left = 0
         self._fallback.step_over()
-
-    def _anew(self, observation: Observation, mask: tuple[bool, ...]) -> Decision:
-        self._held, self._left = self._choose(observation, mask), self._windows - 1
-        self._decided_on = observation
-        return self._held
 
     def _holds(self, held: Decision, observation: Observation, mask: tuple[bool, ...]) -> bool:
         same_link = any(mask[:-1]) == any(held.mask[:-1])
@@ -135,13 +134,16 @@ class PolicySplitter:
         chances = self._network.probabilities(observation.values(), mask)
         drawn = self._is_the_fleets and bool(self._rng.random() < self._exploration)
         place = int(self._rng.choice(len(chances), p=chances)) if drawn else int(chances.argmax())
+        return self._decision(place, mask, log_prob=math.log(chances[place]) if drawn else 0.0, drawn=drawn)
+
+    def _decision(self, place: int, mask: tuple[bool, ...], *, log_prob: float = 0.0, drawn: bool = False) -> Decision:
         local = place == len(mask) - 1
         return Decision(
             cut=self._depth if local else place,
             local=local,
             mask=mask,
             action=LOCAL if local else place,
-            log_prob=math.log(chances[place]) if drawn else 0.0,
+            log_prob=log_prob,
             reason=f"policy {self.version}" + (", drawn" if drawn else ""),
             policy_version=self.version,
         )

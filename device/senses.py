@@ -164,7 +164,14 @@ class Senses:
         if decision is not self._decision:  # else it still holds: what it rested on is what telemetry tells
             self._decision, self._decided_on = decision, self._observation
             self._decisions += 1
-        if self._every_window and self._link.connected and (moved or self._is_news()):
+        if moved and self._every_window and self._link.connected:
+            self._publish_telemetry(outcome=False)
+        else:
+            self.tell_news()
+
+    def tell_news(self) -> None:
+        """In real time: tell the fleet where load or rate are no longer what it was told."""
+        if self._every_window and self._link.connected and self._is_news():
             self._publish_telemetry(outcome=False)
 
     def _is_news(self) -> bool:
@@ -187,7 +194,9 @@ class Senses:
 
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
-        if not self._every_window:
+        if self._every_window:
+            self._forget_the_step()
+        else:
             self._hear_of_the_link()
         self._embedding_ms = _median_ms(
             exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange)
@@ -198,6 +207,11 @@ class Senses:
             self._loss = sum(exchange.losses) / len(exchange.losses)
         self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
         self.publish()
+
+    def _forget_the_step(self) -> None:
+        """The load since the last sample is that of learning from the step: what comes next does not rest on it."""
+        self._sampler.sample()
+        self._sampled_s = time.monotonic()
 
     def local_step_over(self, loss: float, *, window_s: float) -> None:
         """A local step ended that was decided, not just filled in: tell the fleet now and then, if it can be told.

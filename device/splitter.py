@@ -33,9 +33,10 @@ class Splitter(Protocol):
         ...
 
     def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
-        """Another decision, where what the last one rests on has changed meanwhile; None: it holds.
+        """Where a cut would be chosen now, if what the last decision rests on has changed; None: it holds.
 
-        Asked while a step is waited for, and no window is to be decided on.
+        Asked while a step is waited for, and no window is to be decided on: it is no decision that anybody learns from,
+        and what comes next is decided anew.
         """
         ...
 
@@ -137,9 +138,9 @@ class PlannedSplitter:
             return self._fallback.decide(observation, mask)
         return _nearest(mask, self._planned, "planned")
 
-    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:
+    def reconsider(self, observation: Observation, mask: tuple[bool, ...]) -> Decision | None:  # noqa: ARG002
         """See `Splitter`: a plan is the trainer's to change."""
-        return self._fallback.reconsider(observation, mask) if self._planned is None else None
+        return None
 
     def step_over(self) -> None:
         """See `Splitter`."""

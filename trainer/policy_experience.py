@@ -28,8 +28,10 @@ LEAST_LOG_PROB = -20.0
 # What the model gives is below its idle power by the jitter of telemetry at most; what a Pi 5's power chip measures is
 # half of what the profile states for the whole board, and would count as no energy at all.
 RECENT_WATTS = 64
+ENOUGH_WATTS = 16
 PLAINLY_LESS = 0.9
 IDLE_QUANTILE = 0.05
+LEAST_PASSED_S = 1.0  # between two messages, for their time to say anything of power
 # Advantages are normalised over all devices: one that says it spent a terajoule would leave nothing of the others'. The
 # worst decision in the simulator is worth -7.3 (`mobile`, 46,080 decisions on 24 traces, random ones among them).
 # Nothing is needed above: without delay, energy and bytes a decision is worth its utility.
@@ -63,7 +65,8 @@ class Experience:
 
     Attributes:
         drawn: how many decisions wait from which a policy can learn.
-        idle_watts: by device, what its board is stated to spend without computing; one that is not named spends 0.
+        idle_watts: by device, what its board is stated to spend without computing; where that is not known or 0, the
+            device's energy counts as 0.
     """
 
     def __init__(self, *, parts_per_step: int, weights: RewardWeights, actions: int) -> None:
@@ -92,11 +95,13 @@ class Experience:
         self._last[device], self._heard_s[device] = telemetry, at_s
         if telemetry.action != LOCAL:
             self._cuts[device] = telemetry.action
+        if last is not None and last.boot != telemetry.boot:
+            self._watts.pop(device, None)
         if last is None or not follows or not self._usable(telemetry) or _paused(last, telemetry, waited_s):
             self._cut(device)
             return None
         moved = stood is not None and telemetry.action not in {LOCAL, stood}
-        worth = self._worth(device, last, telemetry, moved=moved)
+        worth = self._worth(device, last, telemetry, moved=moved, passed_s=waited_s)
         if worth is None:
             self._cut(device)
             return None
@@ -140,14 +145,13 @@ class Experience:
     def _forget(self, trajectory: list[Reported]) -> None:
         self.drawn -= sum(one.drawn for one in trajectory)
 
-    def _worth(self, device: str, before: Telemetry, now: Telemetry, *, moved: bool) -> float | None:
+    def _worth(self, device: str, before: Telemetry, now: Telemetry, *, moved: bool, passed_s: float) -> float | None:
         """The decision's reward; None where nothing can be said of it."""
         dropped = max(0, now.windows_dropped - before.windows_dropped)
         windows = now.windows - before.windows + dropped
         if windows <= 0:
             return None
-        spent_joules = max(0.0, now.energy_joules - before.energy_joules)
-        idle_joules = self._idle_watts(device, spent_joules / (windows * STEP_S)) * windows * STEP_S
+        spent_joules = self._above_idle(device, now.energy_joules - before.energy_joules, passed_s)
         moved_bytes = now.bytes_up - before.bytes_up + now.bytes_down - before.bytes_down
         answered = _share(self._parts * (now.steps_answered - before.steps_answered), windows)
         # A step that nobody answered has embedded nothing: its windows are as late as dropped ones.
@@ -163,21 +167,25 @@ class Experience:
                 uncertainty_weight=w.uncertainty_weight,
             ),
             latency_ms=with_dropped(_one(now.embedding_ms or 0.0), _one(embedded), w=w),
-            energy_joules=_one(max(0.0, spent_joules - idle_joules) / windows),
+            energy_joules=_one(spent_joules / windows),
             bytes_moved=_one(max(0, moved_bytes) / windows),
             moved=_one(float(moved)),
             w=w,
         )
         return max(LEAST_WORTH, float(worth[0]))
 
-    def _idle_watts(self, device: str, watts: float) -> float:
-        """As stated; where a device measures itself, and so does with less, what it hardly ever spends less than."""
-        recent = self._watts.setdefault(device, deque(maxlen=RECENT_WATTS))
-        recent.append(watts)
+    def _above_idle(self, device: str, joules: float, passed_s: float) -> float:
+        """Joules above idle, as stated; where a device measures itself, and so does with less, what it hardly ever
+        spends less than. Without a statement nothing can be told: 0.
+        """
         stated = self.idle_watts.get(device, 0.0)
-        if len(recent) < RECENT_WATTS or float(np.median(recent)) >= PLAINLY_LESS * stated:
-            return stated
-        return float(np.quantile(recent, IDLE_QUANTILE))
+        if passed_s < LEAST_PASSED_S or stated == 0.0:
+            return 0.0
+        recent = self._watts.setdefault(device, deque(maxlen=RECENT_WATTS))
+        recent.append(joules / passed_s)
+        measured = len(recent) >= ENOUGH_WATTS and float(np.median(recent)) < PLAINLY_LESS * stated
+        idle = float(np.quantile(recent, IDLE_QUANTILE)) if measured else stated
+        return max(0.0, joules - idle * passed_s)
 
 
 def _paused(before: Telemetry, now: Telemetry, waited_s: float) -> bool:

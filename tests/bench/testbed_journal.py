@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+AT_ONCE_S = 0.01
 Fate = int | str
 
 
@@ -97,6 +98,8 @@ def parse(lines: Iterable[Mapping[str, Any]]) -> DeviceJournal:
             case "condition":
                 found.conditions.append((at_s, {k: v for k, v in line.items() if k not in {"kind", "monotonic_s"}}))
             case "cut":
+                if found.moves and at_s - found.moves[-1].monotonic_s < AT_ONCE_S:
+                    found.moves.pop()  # back from local steps and on to another cut is one move
                 found.moves.append(Move(at_s, line["cut"]))
             case "telemetry":
                 found.told.append(Told(at_s, line["cpu"], line["uplink_mbps"], line["uncertainty"]))

@@ -40,10 +40,11 @@ def trace_conditions(trace: Trace) -> tuple[Condition, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Along:
-    """A device's life along a trace, from the end of its warm-up.
+    """A device's life along a trace.
 
-    ``p50_ms``, ``p95_ms``: until a window's embedding was there, None where it never came; ``fates``: how many windows
-    each decision took; ``answered``, ``unanswered``: steps; ``closest_s``: between two moves of the cut.
+    Of the windows after its warm-up: ``p50_ms``, ``p95_ms`` until the embedding was there, None where it never came;
+    ``fates``: how many each decision took. Of all its life: ``answered`` and ``unanswered`` steps, local steps, moves
+    of the cut and how close two of them came.
     """
 
     windows: int

@@ -149,13 +149,13 @@ def test_where_the_pmic_fails_the_model_goes_on_from_what_it_measured(
     meter = EnergyMeter(power=PI, pmic=pmic, powercap=tmp_path, clock=clock)
     clock.now_s += 2.0
     assert meter.read(busy_s=1.0, bytes_up=1_000_000, bytes_down=0) == Energy(80.0, "pmic")
-    clock.now_s += 1.0
     rails.watts = None
     pmic.sample()
+    clock.now_s += 6.0
     with caplog.at_level(logging.WARNING):
         energies = [meter.read(busy_s=1.0, bytes_up=3_000_000, bytes_down=0) for _ in range(3)]
     assert {energy.source for energy in energies} == {"pmic, then model"}
-    assert energies[0].joules == pytest.approx(80.0 + (2.0 + 0.5) * 1.0 + 4.0 * 2.0), "since it was last read"
+    assert energies[0].joules == pytest.approx(80.0 + (2.0 + 0.5) * 6.0 + 4.0 * 2.0), "since it was last read"
     assert len(caplog.records) == 1
     assert "gone" in caplog.text
 

@@ -173,10 +173,20 @@ def test_a_program_that_hangs_ends_the_measurement() -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_program_that_fails_once_ends_the_measurement(failure: str | Exception) -> None:
-    pmic = found(Board(core(2.0), failure, core(2.0)), Clock())
+def test_a_program_that_fails_is_asked_again_and_what_it_does_not_say_for_long_ends_the_measurement(
+    failure: str | Exception,
+) -> None:
+    clock = Clock()
+    pmic = found(Board(core(2.0), failure, core(4.0), failure), clock)
+    clock.now_s += 1.0
     pmic.sample()
-    with pytest.raises(OSError, match="cannot be read"):
+    assert pmic.joules() == pytest.approx(2.0)
+    pmic.sample()
+    clock.now_s += 1.0
+    assert pmic.joules() == pytest.approx(6.0)
+    pmic.sample()
+    clock.now_s += MOST_AGE_S
+    with pytest.raises(OSError, match="last read 6 s ago: "):
         pmic.joules()
 
 
@@ -190,26 +200,28 @@ def test_joules_never_shrink(samples: list[tuple[float, float]]) -> None:
         seen = last.joules
 
 
-def test_a_thread_of_its_own_samples_until_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_of_its_own_samples_until_nobody_can_use_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device.pmic.EVERY_S", 0.001)
-    seen = threading.Event()
+    enough = threading.Event()
     sampled_in: list[threading.Thread] = []
 
     def read_watts() -> float:
-        if sampled_in:
-            seen.wait(10.0)
         sampled_in.append(threading.current_thread())
         if len(sampled_in) > 3:
+            enough.set()
             raise OSError("gone")
         return 2.0
 
-    pmic = Pmic(read_watts)
+    clock = Clock()
+    pmic = Pmic(read_watts, clock=clock)
     before = set(threading.enumerate())
     pmic.start()
     (sampler,) = set(threading.enumerate()) - before
-    seen.set()
-    sampler.join(10.0)
-    assert not sampler.is_alive()
-    assert sampled_in == [threading.main_thread(), sampler, sampler, sampler]
+    assert enough.wait(10.0)
+    clock.now_s += MOST_AGE_S + 0.1
     with pytest.raises(OSError, match="gone"):
         pmic.joules()
+    sampler.join(10.0)
+    assert not sampler.is_alive()
+    assert sampled_in[0] is threading.main_thread()
+    assert set(sampled_in[1:]) == {sampler}

@@ -191,11 +191,18 @@ def test_while_a_step_is_waited_for_a_decision_holds_but_for_news_however_many_w
     first = made.decide(SEEN, OPEN)
     assert [made.reconsider(SEEN, OPEN) for _ in range(5)] == [None] * 5
     busy = replace(SEEN, cpu=SEEN.cpu + 0.3)
-    second = made.reconsider(busy, OPEN)
-    assert second is not None
-    assert second is not first
-    assert made.reconsider(busy, OPEN) is None
-    assert made.decide(busy, OPEN) is second
     forbidden = made.reconsider(busy, mask_of(4))
     assert forbidden is not None
     assert forbidden.cut == 4
+    assert made.decide(SEEN, OPEN) is first, "the step's decision stays what it was"
+    assert made.reconsider(busy, mask_of(4, local=False)) is None, "nothing to choose"
+
+
+def test_while_a_step_is_waited_for_nothing_is_drawn() -> None:
+    made = splitter(exploration=1.0, windows=2)
+    made.offer(update(3, wanting({})))
+    made.decide(SEEN, OPEN)
+    busy = replace(SEEN, cpu=SEEN.cpu + 0.3)
+    found = [made.reconsider(busy, OPEN) for _ in range(20)]
+    assert {one.log_prob for one in found if one} == {0.0}
+    assert len({one.action for one in found if one}) == 1

@@ -49,6 +49,7 @@ def tell(made: Experience, device: str, telemetry: Telemetry, *, late_s: float =
 
 def experience(*telemetry: Telemetry, device: str = "pi") -> Experience:
     made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
+    made.idle_watts[device] = 1e-9  # so that all energy counts
     for one in telemetry:
         tell(made, device, one)
     return made
@@ -73,6 +74,28 @@ def test_a_board_that_measures_less_than_its_profile_states_for_idling_is_not_ta
     spent = (measured_watts - idle_watts) * STEP_S + computing / 8
     expected = 1.0 - 0.5 * 100 / 200 - 0.3 * spent / 0.1 - 0.2 * 2304 / 4608
     assert found.reward == pytest.approx(expected)
+
+
+def test_a_burst_of_windows_after_a_wait_does_not_make_a_board_of_a_profile_look_like_one_that_measures_itself() -> (
+    None
+):
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
+    made.idle_watts["pi"] = 2.6
+    at_s, joules, found = 0.0, 0.0, None
+    for seq in range(1, RECENT_WATTS + 3):
+        passed_s = (0.15, 1.7)[seq % 2] * 8 * STEP_S
+        at_s, joules = at_s + passed_s, joules + 2.6 * passed_s + 0.4
+        found = made.offer("pi", told(seq, energy_joules=joules), at_s=at_s)
+    assert found is not None
+    assert found.reward == pytest.approx(1.0 - 0.5 * 100 / 200 - 0.3 * (0.4 / 8) / 0.1 - 0.2 * 2304 / 4608)
+
+
+def test_energy_of_a_board_without_a_profile_counts_as_none() -> None:
+    made = Experience(parts_per_step=8, weights=W, actions=len(MASK))
+    tell(made, "pi", told(1))
+    found = tell(made, "pi", told(2, energy_joules=40.0))
+    assert found is not None
+    assert found.reward == pytest.approx(1.0 - 0.5 * 100 / 200 - 0.2 * 2304 / 4608)
 
 
 def test_the_reward_is_in_what_the_counters_gained() -> None:
