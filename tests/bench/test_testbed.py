@@ -224,6 +224,11 @@ def test_moves_that_follow_each_other_closely_are_flapping() -> None:
     assert (found.since_shown_s, found.changes) == (None, 2)
 
 
+def test_back_from_local_steps_and_on_to_another_cut_is_one_move() -> None:
+    journal = parse([moved(10.0, None), moved(20.0, 3), moved(20.0001, 8), moved(40.0, 5)])
+    assert [(move.monotonic_s, move.cut) for move in journal.moves] == [(10.0, None), (20.0001, 8), (40.0, 5)]
+
+
 def test_an_outage_counts_from_its_beginning_and_what_is_lost_after_it() -> None:
     outage = [condition(0.0), condition(60.0, up=False), moved(60.8, None), condition(90.0)]
     local = [{"kind": "local", "monotonic_s": at_s, "window": 1, **counted()} for at_s in (50.0, 70.0, 80.0)]

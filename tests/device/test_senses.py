@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,22 @@ def test_windows_that_are_decided_on_at_once_share_a_sample_and_count_as_one_tha
     for _ in range(3 * TOLD_WINDOWS):
         device.cutting.sends_next()
     assert device.link.take_published() == []
+
+
+def test_what_learning_from_a_step_took_is_not_the_load_on_which_the_next_decision_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, now_s = Device(tmp_path, Published()), [100.0]
+    loads = iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr(device.link, "counters", lambda: COUNTERS, raising=False)
+    monkeypatch.setattr(device.senses, "_every_window", True)
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    idle = device.senses._sampler.sample()
+    monkeypatch.setattr(device.senses._sampler, "sample", lambda: replace(idle, cpu=next(loads)))
+    seen = [device.senses.observe(5).cpu]
+    now_s[0] += 20.0
+    device.senses.step_over(Exchange(0, timeout_s=30.0, grace_s=2.0))
+    seen.append(device.senses.observe(5).cpu)
+    now_s[0] += 0.96
+    seen.append(device.senses.observe(5).cpu)
+    assert seen == pytest.approx([0.1, 0.1, 0.2])
