@@ -109,7 +109,7 @@ class Device:
         self._decisions += 1
         self._dropped += taken - WINDOWS
         self._bytes += came.bytes_moved * taken
-        self._joules += came.energy_joules * taken + self._idle_watts * taken * STEP_S
+        self._joules += came.energy_joules * taken + self._idle_watts * WINDOWS * STEP_S
         self._alone += came.local
         self._sent += not decision.local
         self._answered += came.answered > 0.5

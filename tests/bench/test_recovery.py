@@ -19,10 +19,11 @@ from tests.bench.recovery_fleet import Fleet
 from tests.bench.recovery_runs import FLEET, Curve, Learning, Pace, World, learning_run, world
 from tests.policies import LOCAL_PLACE, update, wanting
 from tests.trainer.simulated import costs
-from trainer.link_traces import Split, TraceKind
+from trainer.link_traces import STEP_S, Split, TraceKind
 from trainer.policy_experience import Experience
 from trainer.policy_file import load_policy
 from trainer.policy_pretraining import Plan
+from trainer.simulated_costs import WINDOWS
 
 TRACES: tuple[tuple[TraceKind, int], ...] = (("wifi", 1), ("lte", 2), ("congested", 3), ("outage", 4))
 SPLIT = Split(320, TRACES, TRACES, ())
@@ -80,7 +81,7 @@ def test_what_the_trainer_makes_of_telemetry_is_what_the_simulator_paid(slower: 
         power = here(slower).groups[int(device.removeprefix("pi-")) % 3][0].power
         experience.idle_watts[device] = power.idle_watts + power.capture_watts
         for one in messages:
-            made = experience.offer(device, one, at_s=0.0)
+            made = experience.offer(device, one, at_s=one.decision_seq * WINDOWS * STEP_S)
             if made is not None:
                 differences.append(made.reward - paid[device][one.decision_seq - 1])
     assert len(differences) > 0.7 * 120 * 6
