@@ -71,6 +71,7 @@ class Pmic:
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             self._failure = f": {error}"
             return
+        self._failure = ""
         now_s = self._clock()
         # A late sample counts as any other: the board was on, and this clock stands still while it sleeps.
         self._last = Sample(now_s, watts, self._last.joules_at(now_s))

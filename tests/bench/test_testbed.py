@@ -191,7 +191,7 @@ def test_a_reaction_counts_from_the_first_telemetry_that_shows_the_change() -> N
     told = [telemetry(59.0, uplink_mbps=0.5), telemetry(61.0, uplink_mbps=3.0), telemetry(62.0, uplink_mbps=1.9)]
     found = of([*slower, *told, moved(62.5, 6), moved(80.0, 7)])
     assert (found.since_shown_s, found.since_change_s) == (0.5, 2.5)
-    assert (found.changes, found.closest_s, found.flaps) == (2, 17.5, False)
+    assert (found.changes, found.closest_s) == (2, 17.5)
     hog = [condition(0.0), condition(60.0, others_cpu=1.0), telemetry(60.5, cpu=0.69), telemetry(61.0, cpu=1.0)]
     assert of([*hog, moved(61.2, 4)]).since_shown_s == pytest.approx(0.2)
 
@@ -218,9 +218,9 @@ def test_no_reaction_is_none_and_one_before_the_telemetry_is_at_once() -> None:
     assert of([*hog, moved(60.9, 4)]).since_shown_s == 0.0
 
 
-def test_moves_that_follow_each_other_closely_are_flapping() -> None:
+def test_how_closely_moves_follow_each_other_is_told() -> None:
     found = of([condition(0.0), moved(10.0, 6), moved(11.5, 5)])
-    assert found.flaps
+    assert found.closest_s == 1.5
     assert (found.since_shown_s, found.changes) == (None, 2)
 
 

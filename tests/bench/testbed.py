@@ -42,7 +42,7 @@ from tests.bench.testbed_events import Reaction, reaction
 from tests.bench.testbed_figures import DeviceFigures, comparison, row_figures
 from tests.bench.testbed_plan import FILE, Plan, read_plan
 from tests.bench.testbed_played import played
-from tests.bench.testbed_report import PICTURES, RESULT, report, tables
+from tests.bench.testbed_report import KEPT_AS, PICTURES, RESULT, report, tables
 from tests.bench.testbed_run import Ran, Sounds, counted, run_events, run_row
 from tests.bench.testbed_traces import along
 from trainer.dataset_layouts import DATA_HELP
@@ -101,8 +101,8 @@ def _run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     _write(plan, result, figures, ran, happened, given.out)
     if not (given.quick or given.rows or given.no_events or given.plan != FILE):
         write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
-        for committed, drawn in PICTURES.items():
-            write_atomically(RESULTS / committed, (given.out / drawn).read_bytes())
+        for name in PICTURES:
+            write_atomically(RESULTS / f"{KEPT_AS}{name}", (given.out / name).read_bytes())
     return result
 
 

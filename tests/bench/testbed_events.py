@@ -16,7 +16,6 @@ from typing import Any
 from tests.bench.testbed_journal import DeviceJournal, Told
 
 BUSY = 0.7
-STEADY_S = 2.0  # in steady state the cut changes at most once in so long
 AFTER_S = 40.0  # how long a reaction is waited for
 
 
@@ -36,11 +35,6 @@ class Reaction:
     closest_s: float | None
     local_steps: int
     lost_later: int | None
-
-    @property
-    def flaps(self) -> bool:
-        """Whether two moves were closer than `STEADY_S`."""
-        return self.closest_s is not None and self.closest_s < STEADY_S
 
 
 def reaction(journal: DeviceJournal) -> Reaction:

@@ -13,19 +13,14 @@ from tests.bench.accuracy_results import RESULTS
 
 RESULT = RESULTS / "testbed.json"
 PICTURES = {
-    "testbed-latency.png": "latency.png",
-    "testbed-energy.png": "energy.png",
-    "testbed-timeline.png": "timeline.png",
-    "testbed-events.png": "events.png",
+    "latency.png": "Share of windows whose embedding was there after so long, by row",
+    "energy.png": "Joules a window above an idle board that listens, by part",
+    "timeline.png": "Cut, load, uplink and uncertainty of each device of StreamSplit's row",
+    "events.png": "The same where something happens, and along the traces",
 }
-"""What is kept beside the result, by its name there: the picture's in a run's folder."""
+"""Of a run's folder; beside the result they are kept with `KEPT_AS` before their names."""
 
-ABOUT = {
-    "testbed-latency.png": "Share of windows whose embedding was there after so long, by row",
-    "testbed-energy.png": "Joules a window above an idle board that listens, by part",
-    "testbed-timeline.png": "Cut, load, uplink and uncertainty of each device of StreamSplit's row",
-    "testbed-events.png": "The same where something happens, and along the traces",
-}
+KEPT_AS = "testbed-"
 COMMAND = "python -m tests.bench.testbed --json"
 NOT_RUN = f"Not run yet: `{COMMAND}` writes the figures to `tests/bench/results/testbed.json`."
 HEADINGS = (
@@ -172,7 +167,8 @@ def markdown(path: Path = RESULT) -> str:
     """README's part, from the committed result; says so where there is none."""
     if not path.exists():
         return NOT_RUN
-    pictures = (f"![{ABOUT[name]}](tests/bench/results/{name})" for name in PICTURES if (path.parent / name).exists())
+    kept = ((f"{KEPT_AS}{name}", about) for name, about in PICTURES.items())
+    pictures = (f"![{about}](tests/bench/results/{name})" for name, about in kept if (path.parent / name).exists())
     return "\n\n".join((report(json.loads(path.read_text(encoding="utf-8"))), *pictures))
 
 
