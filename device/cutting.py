@@ -78,7 +78,8 @@ class Cutting:
         return not decision.local and self._contact.online
 
     def reconsider(self) -> None:
-        """While a step is waited for: load and link are heard with every window; news is told, and moves the cut.
+        """While a step is waited for or learned from: load and link are heard with every window; news is told, and
+        moves the cut.
 
         The step's decision stays what it was, and what comes of it is told under its number.
         """

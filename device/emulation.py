@@ -170,10 +170,10 @@ class BoardSampler:
         self._process = psutil.Process()
         self._last = (clock(), busy_s())
 
-    def sample(self) -> Resources:
+    def sample(self, but_for_s: float = 0.0) -> Resources:
         """`cpu` is the mean since the sample before, what others take is as it is now."""
         now = (self._clock(), self._busy_s())
-        passed_s, busy_s = now[0] - self._last[0], now[1] - self._last[1]
+        passed_s, busy_s = now[0] - self._last[0], now[1] - self._last[1] - but_for_s
         self._last = now
         own = busy_s / passed_s / self._cores if passed_s > 0.0 else 0.0
         return Resources(

@@ -36,7 +36,8 @@ Fate = int | Literal["local", "kept"]
 class Totals:
     """Since the start of this process: ``windows`` captured, of these ``sent``, and ``local``: in local steps.
 
-    ``busy_s``: seconds of compute, the board's where one is played. ``windows_dropped``: lost because nobody took them.
+    ``busy_s``: seconds of compute, the board's where one is played, of which ``learned_s`` were learning from steps.
+    ``windows_dropped``: lost because nobody took them.
     """
 
     windows: int = 0
@@ -47,6 +48,7 @@ class Totals:
     steps_sent: int = 0
     local_steps: int = 0
     busy_s: float = 0.0
+    learned_s: float = 0.0
 
 
 class Journal:

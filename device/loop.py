@@ -265,10 +265,11 @@ class DeviceLoop:
     def _learn_from(self, exchange: Exchange) -> None:
         """Part by part: a slow board takes seconds, and windows that close meanwhile wait for their embeddings."""
         for part in in_order(exchange.gradients):
-            with self._counting(exchange):
+            with self._learning(exchange):
                 self._client_step.backward(part, exchange.gradients[part])
-            self._look_ahead()
-        with self._counting(exchange):
+            if self._look_ahead():
+                self._cutting.reconsider()
+        with self._learning(exchange):
             moved = self._client_step.learn(learning_rate=exchange.learning_rate)
         if moved:
             exchange.applied_s = time.monotonic()
@@ -277,12 +278,13 @@ class DeviceLoop:
             self._optimizers.release([name for name in self._optimizers.taken if name not in moved])
 
     @contextmanager
-    def _counting(self, exchange: Exchange) -> Iterator[None]:
-        """Compute of a step's windows."""
-        begun_s = time.monotonic()
+    def _learning(self, exchange: Exchange) -> Iterator[None]:
+        """Compute of a step's windows, which is not counted as load."""
+        begun_s, busy_s = time.monotonic(), self._journal.totals.busy_s
         with self._compute.block():
             yield
         exchange.computed_s += time.monotonic() - begun_s
+        self._journal.totals.learned_s += self._journal.totals.busy_s - busy_s
 
     def _exchange_of(self, step: int) -> Exchange:
         return Exchange(step, timeout_s=self._pace.step_timeout_s, grace_s=self._pace.deadline_s)

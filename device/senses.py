@@ -18,7 +18,7 @@ from device.mailbox import Mailbox
 from device.replica import Replica
 from device.sources import Source
 from device.splitter import Decision
-from device.telemetry import JUMP, LinkEstimate, Sampler
+from device.telemetry import JUMP, LinkEstimate, Resources, Sampler
 from device.version_age import VersionAge
 
 TOLD_WINDOWS = 8  # in real time a device is heard of at least this often
@@ -87,6 +87,8 @@ class Senses:
         self._versions = VersionAge()
         self._resources = sampler.sample()
         self._sampled_s = -math.inf
+        self._learned_s = 0.0
+        self._heard_bytes_up = -1
         self._decision: Decision | None = None
         self._observation: Observation | None = None
         self._decided_on: Observation | None = None
@@ -106,7 +108,7 @@ class Senses:
         now_s = time.monotonic()
         if self._every_window and now_s - self._sampled_s >= SAMPLED_S:
             self._sampled_s = now_s
-            self._resources = self._sampler.sample()
+            self._resources = self._sample()
             self._hear_of_the_link()
             self._untold += 1
         windows = self._journal.totals.windows
@@ -187,16 +189,17 @@ class Senses:
         if not self._link.connected:
             return
         rate_mbps, round_trip_ms = self._uplink_mbps(), self._round_trip_ms()
-        if rate_mbps is not None:
+        bytes_up = self._link.counters().bytes_up
+        # A rate is told until there is another: without anything sent it is no second reading.
+        if rate_mbps is not None and bytes_up != self._heard_bytes_up:
+            self._heard_bytes_up = bytes_up
             self._estimate.uplink(rate_mbps)
         if round_trip_ms is not None:
             self._estimate.round_trip(round_trip_ms)
 
     def step_over(self, exchange: Exchange) -> None:
         """A step ended: learn about the link from it, write it down, tell the fleet now and then."""
-        if self._every_window:
-            self._forget_the_step()
-        else:
+        if not self._every_window:
             self._hear_of_the_link()
         self._embedding_ms = _median_ms(
             exchange.embedding_s.values() if exchange.embedding_s else self._embedded_here(exchange)
@@ -208,10 +211,10 @@ class Senses:
         self._journal.step(exchange, counters=self._link.counters(), weights_version=self._replica.version)
         self.publish()
 
-    def _forget_the_step(self) -> None:
-        """The load since the last sample is that of learning from the step: what comes next does not rest on it."""
-        self._sampler.sample()
-        self._sampled_s = time.monotonic()
+    def _sample(self) -> Resources:
+        """Learning from a step is over before the next one's windows: no decision on them rests on its load."""
+        before_s, self._learned_s = self._learned_s, self._journal.totals.learned_s
+        return self._sampler.sample(but_for_s=self._learned_s - before_s)
 
     def local_step_over(self, loss: float, *, window_s: float) -> None:
         """A local step ended that was decided, not just filled in: tell the fleet now and then, if it can be told.
@@ -237,7 +240,7 @@ class Senses:
         if self._decided_on is None or self._decision is None:
             return
         if not self._every_window:
-            self._resources = self._sampler.sample()
+            self._resources = self._sample()
         self._told, self._untold = (self._resources.cpu, self._estimate.uplink_mbps), 0
         energy = self._spent()
         message = self._telemetry(self._decided_on, self._decision, energy.joules, outcome=outcome)

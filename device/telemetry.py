@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class Resources:
 class Sampler(Protocol):
     """Whoever knows the state of the board."""
 
-    def sample(self) -> Resources:
-        """As it is now."""
+    def sample(self, but_for_s: float = 0.0) -> Resources:
+        """As it is now; of a core's time since the sample before ``but_for_s`` seconds do not count as load."""
         ...
 
 
@@ -56,19 +57,29 @@ class ResourceSampler:
         throttled_file: Path = THROTTLED_FILE,
         find_program: Callable[[str], str | None] = shutil.which,
         run_program: Callable[[Sequence[str]], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._throttling = _throttling_source(throttled_file, find_program, run_program or output_of)
+        self._clock = clock
+        self._cores = psutil.cpu_count() or 1
+        self._sampled_s = clock()
         psutil.cpu_percent(interval=None)
 
-    def sample(self) -> Resources:
+    def sample(self, but_for_s: float = 0.0) -> Resources:
         """Read every sensor once; takes about a millisecond, a few more where `vcgencmd` must be asked."""
         return Resources(
-            cpu=_fraction(psutil.cpu_percent(interval=None)),
+            cpu=self._load(but_for_s),
             memory=_fraction(psutil.virtual_memory().percent),
             temperature_c=processor_temperature_c(),
             throttled=self._throttled(),
             battery=_battery(),
         )
+
+    def _load(self, but_for_s: float) -> float:
+        before_s, self._sampled_s = self._sampled_s, self._clock()
+        passed_s = self._sampled_s - before_s
+        percent = psutil.cpu_percent(interval=None)
+        return _fraction(percent - 100.0 * but_for_s / passed_s / self._cores if passed_s > 0.0 else percent)
 
     def _throttled(self) -> bool | None:
         if self._throttling is None:

@@ -55,7 +55,7 @@ class Wish:
 
 
 class Board:
-    def sample(self) -> Resources:
+    def sample(self, but_for_s: float = 0.0) -> Resources:
         return Resources(cpu=0.0, memory=0.0, temperature_c=None, throttled=None, battery=None)
 
 

@@ -16,7 +16,9 @@ from common import config, weights_file
 from common.config_device import DeviceConfig
 from device import loop
 from device.__main__ import listen
+from device.compute_time import ComputeTime
 from device.exchange import Exchange
+from device.journal import Totals
 
 NOBODY = "fleet: home\nbroker: {url: 'mqtt://127.0.0.1:1'}\n"
 
@@ -62,7 +64,7 @@ class Step:
 
 
 @pytest.mark.parametrize(("paused", "stopped"), [(False, False), (True, False), (False, True)])
-def test_windows_that_close_are_looked_at_between_the_parts_of_a_step_but_in_a_pause_and_after_a_stop(
+def test_windows_that_close_between_the_parts_of_a_step_may_move_the_cut_but_in_a_pause_and_after_a_stop(
     paused: bool, stopped: bool
 ) -> None:
     done: list[str] = []
@@ -77,14 +79,40 @@ def test_windows_that_close_are_looked_at_between_the_parts_of_a_step_but_in_a_p
         return True
 
     parts["intake"] = SimpleNamespace(looks_ahead=True, look_ahead=looked)
+    parts["cutting"] = SimpleNamespace(reconsider=lambda: done.append("reconsider"))
+    parts["journal"] = SimpleNamespace(totals=Totals())
     device = loop.DeviceLoop(**parts)
     exchange = Exchange(0, timeout_s=1.0, grace_s=1.0)
     exchange.gradients = {0: torch.zeros(1), 2: torch.zeros(1), 1: torch.zeros(1)}
     exchange.learning_rate = 0.5
     device._learn_from(exchange)
-    looks = [] if paused or stopped else ["look"]
+    looks = [] if paused or stopped else ["look", "reconsider"]
     assert done == ["part 2", *looks, "part 1", *looks, "part 0", *looks, "learn 0.5"]
-    parts["cutting"].reconsider.assert_not_called()
+
+
+def test_learning_from_a_step_is_a_part_of_what_is_computed_that_is_told_apart() -> None:
+    totals = Totals()
+
+    class Busy:
+        def backward(self, part: int, gradient: object) -> None:
+            totals.busy_s += 2.0
+
+        def learn(self, *, learning_rate: float) -> list[str]:
+            totals.busy_s += 1.0
+            return []
+
+    def looked() -> bool:
+        totals.busy_s += 0.25
+        return False
+
+    parts: dict[str, Any] = {name: MagicMock() for name in inspect.signature(loop.DeviceLoop).parameters}
+    parts |= {"client_step": Busy(), "stop": threading.Event(), "mailbox": SimpleNamespace(paused=False)}
+    parts |= {"journal": SimpleNamespace(totals=totals), "compute": ComputeTime(Totals(), None)}
+    parts["intake"] = SimpleNamespace(looks_ahead=True, look_ahead=looked)
+    exchange = Exchange(0, timeout_s=1.0, grace_s=1.0)
+    exchange.gradients = {0: torch.zeros(1), 1: torch.zeros(1)}
+    loop.DeviceLoop(**parts)._learn_from(exchange)
+    assert (totals.learned_s, totals.busy_s) == (5.0, 5.5)
 
 
 def test_while_answers_are_waited_for_every_window_that_closes_may_move_the_cut() -> None:

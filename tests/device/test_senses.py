@@ -62,7 +62,7 @@ def test_windows_that_are_decided_on_at_once_share_a_sample_and_count_as_one_tha
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
     sample = device.senses._sampler.sample
 
-    def noted() -> Resources:
+    def noted(but_for_s: float = 0.0) -> Resources:
         sampled.append(now_s[0])
         return sample()
 
@@ -78,20 +78,43 @@ def test_windows_that_are_decided_on_at_once_share_a_sample_and_count_as_one_tha
     assert device.link.take_published() == []
 
 
-def test_what_learning_from_a_step_took_is_not_the_load_on_which_the_next_decision_rests(
+def test_what_learning_from_a_step_took_is_not_the_load_on_which_decisions_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, now_s = Device(tmp_path, Published()), [100.0]
-    loads = iter([0.1, 0.9, 0.2])
+    device, now_s, learned = Device(tmp_path, Published()), [100.0], list[float]()
     monkeypatch.setattr(device.link, "counters", lambda: COUNTERS, raising=False)
     monkeypatch.setattr(device.senses, "_every_window", True)
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
-    idle = device.senses._sampler.sample()
-    monkeypatch.setattr(device.senses._sampler, "sample", lambda: replace(idle, cpu=next(loads)))
-    seen = [device.senses.observe(5).cpu]
-    now_s[0] += 20.0
-    device.senses.step_over(Exchange(0, timeout_s=30.0, grace_s=2.0))
-    seen.append(device.senses.observe(5).cpu)
-    now_s[0] += 0.96
-    seen.append(device.senses.observe(5).cpu)
-    assert seen == pytest.approx([0.1, 0.1, 0.2])
+    sample = device.senses._sampler.sample
+
+    def noted(but_for_s: float = 0.0) -> Resources:
+        learned.append(but_for_s)
+        return sample()
+
+    monkeypatch.setattr(device.senses._sampler, "sample", noted)
+    for learned_s in (0.0, 3.0, 0.0, 1.5):
+        now_s[0] += 4.0
+        device.journal.totals.learned_s += learned_s
+        device.senses.observe(5)
+    assert learned == pytest.approx([0.0, 3.0, 0.0, 1.5])
+
+
+def test_a_rate_that_is_told_again_without_anything_sent_is_no_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, now_s, bytes_up, rate = Device(tmp_path, Published()), [100.0], [1_000], [8.0]
+    monkeypatch.setattr(device.link, "counters", lambda: replace(COUNTERS, bytes_up=bytes_up[0]), raising=False)
+    monkeypatch.setattr(device.senses, "_every_window", True)
+    monkeypatch.setattr(device.senses, "_uplink_mbps", lambda: rate[0])
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+
+    def heard(sent: int) -> float | None:
+        now_s[0] += 1.0
+        bytes_up[0] += sent
+        device.senses.observe(5)
+        return device.senses._estimate.uplink_mbps
+
+    assert [heard(0), heard(10)] == [8.0, 8.0]
+    rate[0] = 0.5
+    assert [heard(10), heard(0), heard(0)] == [8.0, 8.0, 8.0]
+    assert heard(10) == 0.5

@@ -43,6 +43,20 @@ def test_a_sample_of_this_machine_holds_fractions(tmp_path: Path) -> None:
     assert sample.battery is None or 0.0 <= sample.battery <= 1.0
 
 
+def test_seconds_of_a_core_that_shall_not_count_are_taken_off_the_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now_s = [10.0]
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 75.0)
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    sampler = ResourceSampler(throttled_file=tmp_path / "absent", find_program=no_program, clock=lambda: now_s[0])
+    assert sampler.sample(but_for_s=1.0).cpu == pytest.approx(0.75), "no time has passed"
+    now_s[0] += 2.0
+    assert sampler.sample(but_for_s=1.0).cpu == pytest.approx(0.75 - 1.0 / 2.0 / 4)
+    now_s[0] += 2.0
+    assert sampler.sample().cpu == pytest.approx(0.75)
+
+
 def test_a_machine_without_any_sensor_says_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(psutil, "sensors_temperatures", raising=False)
     monkeypatch.delattr(psutil, "sensors_battery", raising=False)
