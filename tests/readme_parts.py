@@ -40,9 +40,16 @@ def cuts() -> str:
     return f"```\n{format_cut_table(rows)}\n```"
 
 
+def in_short() -> str:
+    """What was published, asked for and measured."""
+    from tests.bench.in_short import markdown  # needs all rooms: only who makes this part pays
+
+    return markdown()
+
+
 def accuracy() -> str:
     """The table of methods, from the results that are committed."""
-    from tests.bench.accuracy_report import markdown  # needs all rooms: only who makes this part pays
+    from tests.bench.accuracy_report import markdown  # needs all rooms, as above
 
     return markdown()
 
@@ -72,6 +79,7 @@ PARTS = {
     "configuration": configuration,
     "metrics": metrics,
     "cuts": cuts,
+    "in short": in_short,
     "accuracy": accuracy,
     "testbed": testbed,
     "policy": policy,

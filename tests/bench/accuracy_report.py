@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from tests.bench.accuracy_results import RESULTS, Store
-from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ROWS, ZERO_SHOT
+from tests.bench.accuracy_rows import AUROC, COMPARISONS, HEADLINE, ROWS, ZERO_SHOT, Row
 from tests.bench.accuracy_settings import settings
 from tests.bench.accuracy_summary import summary
 
@@ -88,11 +88,16 @@ def difference_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def markdown(folder: Path = RESULTS) -> str:
-    """README's generated part, from the results in a folder."""
+def measured(folder: Path, rows: Sequence[Row] = ROWS) -> dict[str, Any]:
+    """The summary of a folder's results."""
     store = Store(folder)
     plain = settings(HEADLINE)
-    result = summary([store.latest(row, plain) for row in ROWS])
+    return summary([store.latest(row, plain) for row in rows])
+
+
+def markdown(folder: Path = RESULTS) -> str:
+    """README's generated part, from the results in a folder."""
+    result = measured(folder)
     if not result["rows"]:
         return f"The table of methods: {NOT_RUN}."
     parts = [_table(HEADINGS, row_lines(result))]
