@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,18 @@ class Ambiguity:
     """The uncertainty of `MixtureMemory`, computed on the device: a forward of the whole encoder and the head.
 
     The trainer's answer to a sent part holds the same figure for its own weights; this one is for windows whose
-    sending is still to be decided. Blocks beyond the cut are as old as the device's last refresh of them.
+    sending is still to be decided, and where the trainer has nothing to answer, after the last block. Blocks beyond the
+    cut are as old as the device's last refresh of them.
+
+    Attributes:
+        latest: what was said last, at ``latest_at_s`` on the monotonic clock; None: nothing yet.
     """
 
     def __init__(self, encoder: Encoder, mixture: MixtureMemory) -> None:
         self._encoder = encoder
         self._mixture = mixture
+        self.latest: float | None = None
+        self.latest_at_s: float | None = None
 
     @torch.no_grad()
     def embedding(self, first: Tensor) -> Tensor:
@@ -30,15 +38,14 @@ class Ambiguity:
         return self._encoder.forward_to(first, self._encoder.depth)
 
     @torch.no_grad()
-    def of(self, views: Tensor, embedding: Tensor | None = None) -> float:
-        """Uncertainty of view A of ``views`` [2, 1, 64, 96], in 0..1; 0.5 before the mixture has started.
-
-        ``embedding``: of view A, where it was computed already, by the weights of then: a window that waited for a step
-        or two to be over is ranked as it was when it closed.
+    def of(self, embedding: Tensor) -> float | None:
+        """Uncertainty, in 0..1, of a window by the embedding [1, D] of its view A; None before the mixture has started.
 
         Raises:
             ValueError: another shape.
         """
-        if embedding is None:
-            embedding = self.embedding(views[:1])
-        return float(self._mixture.uncertainty(self._encoder.project(embedding)))
+        if not self._mixture.started:
+            return None
+        self.latest = float(self._mixture.uncertainty(self._encoder.project(embedding)))
+        self.latest_at_s = time.monotonic()
+        return self.latest

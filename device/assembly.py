@@ -31,7 +31,7 @@ from device.correspondence import (
 )
 from device.cutting import Cutting
 from device.edge_learner import EdgeLearner
-from device.intake import Intake
+from device.intake import Intake, SeenWindow
 from device.local_steps import LocalSteps
 from device.loop import DeviceLoop
 from device.mailbox import Mailbox
@@ -92,7 +92,7 @@ def build_loop(settings: DeviceConfig, around: Surroundings) -> DeviceLoop:
     views = views_of(fleet.objective, LogMel(), np.random.default_rng(settings.seed))
     intake = Intake(around.source, views, ambiguity, compute, journal.totals, pace)
     edge_learner = _edge_learner(settings, encoder, optimizers, mixture)
-    senses = _senses(settings, around, encoder, mailbox, replica, intake)
+    senses = _senses(settings, around, encoder, mailbox, ambiguity, replica, intake)
     return DeviceLoop(
         pace=pace,
         link=link,
@@ -113,7 +113,7 @@ def build_loop(settings: DeviceConfig, around: Surroundings) -> DeviceLoop:
             depth=encoder.depth,
             pace=pace,
         ),
-        sending=_sending(settings, ambiguity, mixture.mixture),
+        sending=_sending(settings, ambiguity),
         outbox=build_outbox(settings, around, encoder, mailbox, replica, client_step, compute, intake, pace),
         local_steps=LocalSteps(
             encoder,
@@ -252,13 +252,12 @@ def _edge_learner(
     )
 
 
-def _sending(settings: DeviceConfig, ambiguity: Ambiguity, mixture: MixtureMemory) -> Sending:
-    return Sending(
-        share=settings.sending.share,
-        by=settings.sending.by,
-        uncertainty=lambda seen: ambiguity.of(seen.views, seen.embedding) if mixture.started else None,
-        seed=settings.seed,
-    )
+def _sending(settings: DeviceConfig, ambiguity: Ambiguity) -> Sending:
+    def uncertainty(seen: SeenWindow) -> float | None:
+        return seen.uncertainty if settings.own_embedding else ambiguity.of(ambiguity.embedding(seen.views[:1]))
+
+    sending = settings.sending
+    return Sending(share=sending.share, by=sending.by, uncertainty=uncertainty, seed=settings.seed)
 
 
 def _senses(
@@ -266,6 +265,7 @@ def _senses(
     around: Surroundings,
     encoder: Encoder,
     mailbox: Mailbox,
+    ambiguity: Ambiguity,
     replica: Replica,
     intake: Intake,
 ) -> Senses:
@@ -278,6 +278,7 @@ def _senses(
         source=around.source,
         waiting=lambda: intake.waiting,
         mailbox=mailbox,
+        ambiguity=ambiguity,
         replica=replica,
         journal=around.journal,
         energy=energy_of(settings),

@@ -25,14 +25,15 @@ MOST_AHEAD = 64
 class SeenWindow:
     """A window, its views [2, 1, 64, 96] and when it was closed.
 
-    Where the device computes every embedding, that of view A, [1, D], and after how many seconds it was there.
+    Where the device computes every embedding, after how many seconds that of view A was there, and the uncertainty in
+    0..1 by the weights and the mixture of then; None before there is a mixture.
     """
 
     window: Window
     views: Tensor
     closed_s: float
     own_s: float | None = None
-    embedding: Tensor | None = None
+    uncertainty: float | None = None
 
 
 class Intake:
@@ -77,7 +78,7 @@ class Intake:
             embedding = self._ambiguity.embedding(first)
         own_s = time.monotonic() - closed_s
         with self._compute.block():
-            return SeenWindow(window, self._views(window, first), closed_s, own_s, embedding)
+            return SeenWindow(window, self._views(window, first), closed_s, own_s, self._ambiguity.of(embedding))
 
     def look_ahead(self) -> bool:
         """While a step is waited for windows close: their embeddings need not wait, only their sending does.

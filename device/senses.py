@@ -11,6 +11,7 @@ from common.link import Link
 from common.policy import LINK_SMOOTHING, Observation, observe
 from common.split import client_names
 from common.topics import Topics
+from device.ambiguity import Ambiguity
 from device.energy import Energy, EnergyMeter
 from device.exchange import Exchange
 from device.journal import Journal
@@ -46,6 +47,7 @@ class Senses:
         source: Source,
         waiting: Callable[[], int],
         mailbox: Mailbox,
+        ambiguity: Ambiguity,
         replica: Replica,
         journal: Journal,
         energy: EnergyMeter,
@@ -77,6 +79,7 @@ class Senses:
         self._source = source
         self._waiting = waiting
         self._mailbox = mailbox
+        self._ambiguity = ambiguity
         self._replica = replica
         self._journal = journal
         self._energy = energy
@@ -113,9 +116,9 @@ class Senses:
             self._untold += 1
         windows = self._journal.totals.windows
         self._versions.heard(self._replica.announced_version, windows)
-        at_s = self._mailbox.uncertainty_at_s
+        uncertainty, at_s = self._newest_uncertainty()
         self._observation = observe(
-            uncertainty=self._mailbox.uncertainty,
+            uncertainty=uncertainty,
             uncertainty_age_s=None if at_s is None else time.monotonic() - at_s,
             cpu=self._resources.cpu,
             memory=self._resources.memory,
@@ -134,6 +137,13 @@ class Senses:
             follows=self._follows_all,
         )
         return self._observation
+
+    def _newest_uncertainty(self) -> tuple[float | None, float | None]:
+        """The trainer's or the device's own, and when it was known; None where there is none."""
+        told_s, own_s = self._mailbox.uncertainty_at_s, self._ambiguity.latest_at_s
+        if own_s is None or (told_s is not None and told_s > own_s):
+            return self._mailbox.uncertainty, told_s
+        return self._ambiguity.latest, own_s
 
     def _deepest_held(self) -> int:
         """The deepest cut to which the device could move without fetching anything; 0 where there is none."""
@@ -274,7 +284,7 @@ class Senses:
             windows_dropped=self._source.dropped,
             messages_dropped=counters.dropped_in + counters.dropped_out,
             energy_joules=energy_joules,
-            uncertainty=self._mailbox.uncertainty,
+            uncertainty=self._newest_uncertainty()[0],
             cut=decision.cut,
             windows=totals.windows,
             steps_sent=totals.steps_sent,

@@ -89,13 +89,14 @@ class Tables:
         answered, local: shares of the windows that are learned from with the fleet, and alone.
         bytes_moved: both ways, per window, without fetches of blocks.
         joules: above idle, per window, without fetches of blocks.
-        replied: whether an embedding, with the uncertainty, came back for any window.
+        replied: whether an uncertainty became known: with an embedding that came back, or a device's own.
         busy: share of all cores that the device itself takes during the last window.
         online, uplink_mbps, round_trip_ms, uncertainty: at the decision, or its windows' mean (rate and round trip: of
             those that are online); `last_load`, `last_uncertainty`: its last window's.
         fetch_joules: per byte fetched.
         forward_ms: what the device says of itself.
-        follows: blocks beyond the cut follow every version as well; `bytes_moved` and `joules` hold what that costs.
+        follows: blocks beyond the cut follow every version as well, so that the device judges its windows itself;
+            `bytes_moved` and `joules` hold what that costs.
     """
 
     service_s: Values
@@ -229,7 +230,7 @@ def tables(trace: Trace, board: Board, costs: CutCosts, *, follows: bool = False
         local=(~sent).mean(axis=1),
         bytes_moved=moved.mean(axis=1),
         joules=(radio + board.power.compute_watts * computing_s).mean(axis=1),
-        replied=np.asarray(answers.any(axis=1)),
+        replied=np.asarray(answers.any(axis=1)) | follows,
         busy=(np.minimum(occupied_s / STEP_S, 1.0) * speed)[:, -1] / board.cores,
         online=online[:, 0, 0],
         last_load=load[:, -1, 0],

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from common.encoder import build_encoder
-from common.mixture_memory import NEUTRAL_UNCERTAINTY, MixtureMemory
+from common.mixture_memory import MixtureMemory
 from device.ambiguity import Ambiguity
 
 SOUNDS = 8
@@ -29,44 +31,35 @@ def heard() -> MixtureMemory:
     return mixture
 
 
-def test_it_is_the_uncertainty_of_view_a_under_the_replica_s_mixture() -> None:
+def test_it_is_the_uncertainty_of_view_a_under_the_replica_s_mixture_and_the_latest_is_kept() -> None:
     encoder, mixture = build_encoder("mobile", seed=1), heard()
-    pair = views(3)
-    hidden = encoder.stem(pair[:1])
+    ambiguity, first = Ambiguity(encoder, mixture), views(3)[:1]
+    assert (ambiguity.latest, ambiguity.latest_at_s) == (None, None)
+    hidden = encoder.stem(first)
     for block in encoder.blocks:
         hidden = block(hidden)
     z = torch.nn.functional.normalize(encoder.head(hidden), dim=1)
-    assert Ambiguity(encoder, mixture).of(pair) == pytest.approx(float(mixture.uncertainty(z)), abs=1e-5)
-
-
-def test_view_b_makes_no_difference_and_no_graph_is_left_behind() -> None:
-    encoder, mixture = build_encoder("mobile", seed=1), heard()
-    ambiguity = Ambiguity(encoder, mixture)
-    assert ambiguity.of(torch.stack([views(3)[0], views(4)[0]])) == ambiguity.of(views(3))
-    assert all(parameter.grad is None for parameter in encoder.parameters())
-
-
-def test_an_embedding_that_was_computed_already_is_the_one_its_uncertainty_is_told_from() -> None:
-    encoder, mixture, pair = build_encoder("mobile", seed=1), heard(), views(3)
-    ambiguity = Ambiguity(encoder, mixture)
-    embedding = ambiguity.embedding(pair[:1])
-    assert torch.equal(embedding, encoder(pair[:1]))
+    embedding = ambiguity.embedding(first)
     assert embedding.shape == (1, encoder.embedding_dim)
-    with torch.no_grad():
-        expected = float(mixture.uncertainty(encoder.project(embedding)))
-    assert ambiguity.of(pair) == pytest.approx(expected, abs=1e-6)
-    assert ambiguity.of(torch.zeros_like(pair), embedding) == pytest.approx(expected, abs=1e-6)
+    said = ambiguity.of(embedding)
+    assert said == pytest.approx(float(mixture.uncertainty(z)), abs=1e-5)
+    assert ambiguity.latest == said
+    assert ambiguity.latest_at_s is not None
+    assert ambiguity.latest_at_s <= time.monotonic()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def test_it_follows_the_weights_as_they_change_in_place() -> None:
     encoder, mixture = build_encoder("mobile", seed=1), heard()
-    ambiguity = Ambiguity(encoder, mixture)
-    before = ambiguity.of(views(3))
+    ambiguity, first = Ambiguity(encoder, mixture), views(3)[:1]
+    before = ambiguity.of(ambiguity.embedding(first))
     with torch.no_grad():
         for parameter in encoder.head.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    assert ambiguity.of(views(3)) != before
+    assert ambiguity.of(ambiguity.embedding(first)) != before
 
 
-def test_without_a_mixture_every_window_is_as_uncertain_as_the_next() -> None:
-    assert Ambiguity(build_encoder("mobile", seed=1), MixtureMemory()).of(views(0)) == NEUTRAL_UNCERTAINTY
+def test_without_a_mixture_nothing_is_said() -> None:
+    ambiguity = Ambiguity(build_encoder("mobile", seed=1), MixtureMemory())
+    assert ambiguity.of(ambiguity.embedding(views(0)[:1])) is None
+    assert (ambiguity.latest, ambiguity.latest_at_s) == (None, None)

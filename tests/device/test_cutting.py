@@ -16,6 +16,7 @@ from common.mixture_memory import MixtureMemory
 from common.policy import Observation
 from common.split import client_names, names
 from common.topics import Topics
+from device.ambiguity import Ambiguity
 from device.contact import Contact
 from device.cutting import DWELL_WINDOWS, Cutting
 from device.energy import EnergyMeter
@@ -93,6 +94,7 @@ class Device:
             path=path / "weights.bin",
         )
         self.waiting = 0
+        self.ambiguity = Ambiguity(encoder, mixture.mixture)
         self.senses = Senses(
             device="pi",
             boot=BOOT,
@@ -102,6 +104,7 @@ class Device:
             source=Source(0),
             waiting=lambda: self.waiting,
             mailbox=self.mailbox,
+            ambiguity=self.ambiguity,
             replica=self.replica,
             journal=self.journal,
             energy=EnergyMeter(power=None, measure=False),

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from device.intake import MOST_AHEAD, Intake
 from device.journal import Totals
 from device.pace import Pace
 from device.windows import WINDOW_S, SourceState, Window
+from tests.device.test_ambiguity import heard
 
 PACE = Pace(
     parts_per_step=8,
@@ -107,13 +109,25 @@ def test_an_embedding_is_computed_and_timed_only_where_it_is_wanted() -> None:
     window = Source(1).next_window(0.0)
     assert window is not None
     plain = intake(Source(0), Totals()).see(window)
-    assert (plain.own_s, plain.embedding) == (None, None)
+    assert (plain.own_s, plain.uncertainty) == (None, None)
     own = intake(Source(0), Totals(), replace(PACE, own_embedding=True)).see(window)
     assert own.own_s is not None
     assert own.own_s > 0
-    assert own.embedding is not None
-    assert own.embedding.shape == (1, 192)
+    assert own.uncertainty is None, "no mixture yet"
     assert torch.equal(own.views, plain.views)
+
+
+def test_where_embeddings_are_computed_a_window_s_uncertainty_is_known_as_soon_as_there_is_a_mixture() -> None:
+    window = Source(1).next_window(0.0)
+    assert window is not None
+    pace, encoder, mixture = replace(PACE, own_embedding=True), build_encoder("mobile", seed=1), heard()
+    views = views_of("hybrid", LogMel(), np.random.default_rng(0))
+    ambiguity = Ambiguity(encoder, mixture)
+    seen = Intake(Source(0), views, ambiguity, ComputeTime(Totals(), None), Totals(), pace).see(window)
+    with torch.no_grad():
+        expected = float(mixture.uncertainty(encoder.project(encoder(seen.views[:1]))))
+    assert seen.uncertainty == pytest.approx(expected, abs=1e-5)
+    assert ambiguity.latest == seen.uncertainty
 
 
 def test_an_embedding_that_is_waited_for_does_not_wait_for_view_b() -> None:

@@ -118,3 +118,23 @@ def test_a_rate_that_is_told_again_without_anything_sent_is_no_second_reading(
     rate[0] = 0.5
     assert [heard(10), heard(0), heard(0)] == [8.0, 8.0, 8.0]
     assert heard(10) == 0.5
+
+
+def test_the_newest_uncertainty_counts_the_trainer_s_or_the_device_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(tmp_path, Published())
+    monkeypatch.setattr(device.link, "counters", lambda: COUNTERS, raising=False)
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    seen = [device.senses.observe(5)]
+    device.ambiguity.latest, device.ambiguity.latest_at_s = 0.25, 70.0
+    seen.append(device.senses.observe(5))
+    device.mailbox.uncertainty, device.mailbox.uncertainty_at_s = 0.75, 100.0
+    seen.append(device.senses.observe(5))
+    device.ambiguity.latest, device.ambiguity.latest_at_s = 0.5, 100.0
+    device.cutting.sends_next()
+    device.senses.publish(force=True)
+    (told,) = device.link.take_published()
+    assert [one.uncertainty for one in seen] == [0.5, 0.25, 0.75]
+    assert [one.uncertainty_age for one in seen] == pytest.approx([1.0, 0.5, 0.0])
+    assert messages.decode(Telemetry, told.payload, limits=messages.Limits()).uncertainty == 0.5
