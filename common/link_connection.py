@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from common.link_state import LinkState
-from common.tcp_info import delivery_mbps, round_trip_ms
+from common.tcp_info import acknowledged_bytes, delivery_mbps, round_trip_ms
 
 CONNECT_TIMEOUT_S = 5.0
 CONNACK_TIMEOUT_S = 10.0
@@ -129,6 +129,7 @@ class Connection:
         self._answered = False
         self._told: str | None = None
         self._short_lived = 0
+        self._acknowledged: int | None = None
         self._client = self._make_client()
         self.thread = threading.Thread(target=self._run, name=f"link-{state.client_id}", daemon=True)
 
@@ -184,9 +185,16 @@ class Connection:
         self._client = self._make_client()
 
     def delivery_mbps(self) -> float | None:
-        """See `common.tcp_info.delivery_mbps`; None without a connection."""
+        """See `common.tcp_info.delivery_mbps`; None without a connection, and where it would be the reading before.
+
+        The kernel repeats a rate until something else has been acknowledged.
+        """
         connection = self._client.socket()
-        return delivery_mbps(connection) if isinstance(connection, socket.socket) else None
+        if not isinstance(connection, socket.socket):
+            return None
+        before, self._acknowledged = self._acknowledged, acknowledged_bytes(connection)
+        told_before = self._acknowledged is not None and self._acknowledged == before
+        return None if told_before else delivery_mbps(connection)
 
     def round_trip_ms(self) -> float | None:
         """See `common.tcp_info.round_trip_ms`; None without a connection."""

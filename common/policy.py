@@ -26,13 +26,13 @@ HALF_AGE_S = 30.0
 class Observation:
     """A splitter's input, every field in [0, 1] (ValueError otherwise).
 
-    `uncertainty`: of the last answered window; `uncertainty_age`: 0 fresh, 1 very old or never known; `heat`: 30 to
-    85 °C, 1 when throttled; `uplink`, `round_trip`: logarithmic; `battery`: 1 on mains; `queue`: how full the queue
-    of windows is; `cut`: the current cut over the number of blocks; `slowness`: logarithmic, one window through
-    `mobile` on this device, idle, whatever it trains; `held`: the deepest cut whose blocks are here at the current
-    version, over the number of blocks; `version_age`: 0 a version of the weights has just come, 0.5 the next is
-    due, 1 it is long overdue; `follows`: 1 where blocks beyond the cut follow every version as well, so that no
-    move fetches anything, else 0.
+    `uncertainty`: of the last window that was answered, or judged here; `uncertainty_age`: 0 fresh, 1 very old or
+    never known; `heat`: 30 to 85 °C, 1 when throttled; `uplink`, `round_trip`: logarithmic; `battery`: 1 on mains;
+    `queue`: how full the queue of windows is; `cut`: the current cut over the number of blocks; `slowness`:
+    logarithmic, one window through `mobile` on this device, idle, whatever it trains; `held`: the deepest cut whose
+    blocks are here at the current version, over the number of blocks; `version_age`: 0 a version of the weights has
+    just come, 0.5 the next is due, 1 it is long overdue; `follows`: 1 where blocks beyond the cut follow every
+    version as well, so that no move fetches anything, else 0.
     """
 
     uncertainty: float

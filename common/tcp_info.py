@@ -7,8 +7,9 @@ import struct
 import sys
 
 # struct tcp_info of linux/tcp.h: the smoothed round trip, microseconds, 32 bits wide; the delivery rate, bytes a second
-# of the best recent flight, 64 bits wide.
+# of the best recent flight, and the bytes that were acknowledged, both 64 bits wide.
 ROUND_TRIP_OFFSET = 68
+ACKNOWLEDGED_OFFSET = 120
 DELIVERY_RATE_OFFSET = 160
 INFO_BYTES = 168
 
@@ -20,6 +21,11 @@ def delivery_mbps(connection: socket.socket) -> float | None:
     """
     rate = _field(connection, "=Q", DELIVERY_RATE_OFFSET)
     return None if rate is None else rate * 8e-6
+
+
+def acknowledged_bytes(connection: socket.socket) -> int | None:
+    """What the other end has acknowledged of this end's data so far; None where the kernel does not tell."""
+    return _field(connection, "=Q", ACKNOWLEDGED_OFFSET)
 
 
 def round_trip_ms(connection: socket.socket) -> float | None:

@@ -28,6 +28,11 @@ class Ambiguity:
         self.latest: float | None = None
         self.latest_at_s: float | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is a mixture to tell it by."""
+        return self._mixture.started
+
     @torch.no_grad()
     def embedding(self, first: Tensor) -> Tensor:
         """The embedding [1, D] of view A, [1, 1, 64, 96], by the weights that are here.
@@ -44,7 +49,7 @@ class Ambiguity:
         Raises:
             ValueError: another shape.
         """
-        if not self._mixture.started:
+        if not self.ready:
             return None
         self.latest = float(self._mixture.uncertainty(self._encoder.project(embedding)))
         self.latest_at_s = time.monotonic()

@@ -254,7 +254,9 @@ def _edge_learner(
 
 def _sending(settings: DeviceConfig, ambiguity: Ambiguity) -> Sending:
     def uncertainty(seen: SeenWindow) -> float | None:
-        return seen.uncertainty if settings.own_embedding else ambiguity.of(ambiguity.embedding(seen.views[:1]))
+        if settings.own_embedding or not ambiguity.ready:
+            return seen.uncertainty
+        return ambiguity.of(ambiguity.embedding(seen.views[:1]))
 
     sending = settings.sending
     return Sending(share=sending.share, by=sending.by, uncertainty=uncertainty, seed=settings.seed)

@@ -15,7 +15,7 @@ from typing import Protocol
 import psutil
 
 from common.split import VIEWS
-from device.telemetry import Resources
+from device.telemetry import Resources, share_but_for
 
 MEASURED_EVERY_S = 1.0
 MEASURED_AT_LEAST_EVERY_S = 5.0
@@ -173,9 +173,9 @@ class BoardSampler:
     def sample(self, but_for_s: float = 0.0) -> Resources:
         """`cpu` is the mean since the sample before, what others take is as it is now."""
         now = (self._clock(), self._busy_s())
-        passed_s, busy_s = now[0] - self._last[0], now[1] - self._last[1] - but_for_s
+        passed_s, busy_s = now[0] - self._last[0], now[1] - self._last[1]
         self._last = now
-        own = busy_s / passed_s / self._cores if passed_s > 0.0 else 0.0
+        own = share_but_for(busy_s, passed_s * self._cores, but_for_s)
         return Resources(
             cpu=min(1.0, own + self._others_cpu()),
             memory=min(1.0, self._process.memory_info().rss / self._memory_bytes),

@@ -91,7 +91,6 @@ class Senses:
         self._resources = sampler.sample()
         self._sampled_s = -math.inf
         self._learned_s = 0.0
-        self._heard_bytes_up = -1
         self._decision: Decision | None = None
         self._observation: Observation | None = None
         self._decided_on: Observation | None = None
@@ -199,10 +198,7 @@ class Senses:
         if not self._link.connected:
             return
         rate_mbps, round_trip_ms = self._uplink_mbps(), self._round_trip_ms()
-        bytes_up = self._link.counters().bytes_up
-        # A rate is told until there is another: without anything sent it is no second reading.
-        if rate_mbps is not None and bytes_up != self._heard_bytes_up:
-            self._heard_bytes_up = bytes_up
+        if rate_mbps is not None:
             self._estimate.uplink(rate_mbps)
         if round_trip_ms is not None:
             self._estimate.round_trip(round_trip_ms)
@@ -222,7 +218,7 @@ class Senses:
         self.publish()
 
     def _sample(self) -> Resources:
-        """Learning from a step is over before the next one's windows: no decision on them rests on its load."""
+        """Learning from an answered step is over before the next one's windows: no decision rests on its load."""
         before_s, self._learned_s = self._learned_s, self._journal.totals.learned_s
         return self._sampler.sample(but_for_s=self._learned_s - before_s)
 

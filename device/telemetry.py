@@ -44,7 +44,7 @@ class Sampler(Protocol):
     """Whoever knows the state of the board."""
 
     def sample(self, but_for_s: float = 0.0) -> Resources:
-        """As it is now; of a core's time since the sample before ``but_for_s`` seconds do not count as load."""
+        """As it is now; ``but_for_s`` seconds of a core since the sample before count neither as load nor as time."""
         ...
 
 
@@ -79,7 +79,7 @@ class ResourceSampler:
         before_s, self._sampled_s = self._sampled_s, self._clock()
         passed_s = self._sampled_s - before_s
         percent = psutil.cpu_percent(interval=None)
-        return _fraction(percent - 100.0 * but_for_s / passed_s / self._cores if passed_s > 0.0 else percent)
+        return share_but_for(percent / 100.0 * passed_s * self._cores, passed_s * self._cores, but_for_s)
 
     def _throttled(self) -> bool | None:
         if self._throttling is None:
@@ -179,6 +179,12 @@ def _battery() -> float | None:
     read = getattr(psutil, "sensors_battery", None)
     state = read() if read is not None else None
     return None if state is None else _fraction(state.percent)
+
+
+def share_but_for(busy_s: float, all_s: float, but_for_s: float) -> float:
+    """The busy share of cores' time, in [0, 1], as if ``but_for_s`` of it had not been: what is left is the others'."""
+    left_s = all_s - but_for_s
+    return min(max((busy_s - but_for_s) / left_s, 0.0), 1.0) if left_s > 0.0 else 0.0
 
 
 def _fraction(percent: float) -> float:

@@ -90,12 +90,13 @@ class Tables:
         bytes_moved: both ways, per window, without fetches of blocks.
         joules: above idle, per window, without fetches of blocks.
         replied: whether an uncertainty became known: with an embedding that came back, or a device's own.
-        busy: share of all cores that the device itself takes during the last window.
+        busy: share of all cores that the device itself takes during the last window; learning from an answered step is
+            not counted, as a device does not (`Sampler.sample`).
         online, uplink_mbps, round_trip_ms, uncertainty: at the decision, or its windows' mean (rate and round trip: of
             those that are online); `last_load`, `last_uncertainty`: its last window's.
         fetch_joules: per byte fetched.
         forward_ms: what the device says of itself.
-        follows: blocks beyond the cut follow every version as well, so that the device judges its windows itself;
+        follows: blocks beyond the cut follow every version as well, as where a device judges its windows itself;
             `bytes_moved` and `joules` hold what that costs.
     """
 
@@ -231,7 +232,7 @@ def tables(trace: Trace, board: Board, costs: CutCosts, *, follows: bool = False
         bytes_moved=moved.mean(axis=1),
         joules=(radio + board.power.compute_watts * computing_s).mean(axis=1),
         replied=np.asarray(answers.any(axis=1)) | follows,
-        busy=(np.minimum(occupied_s / STEP_S, 1.0) * speed)[:, -1] / board.cores,
+        busy=(np.minimum(np.where(sent, embedded, whole) / speed / STEP_S, 1.0) * speed)[:, -1] / board.cores,
         online=online[:, 0, 0],
         last_load=load[:, -1, 0],
         uplink_mbps=_mean_where(up_mbps, online),

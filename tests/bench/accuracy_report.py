@@ -62,14 +62,14 @@ def difference_lines(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     if "auroc" in result:
         found = result["auroc"]
         low, high = found["ci95"]
-        verdict = _verdict(found, AUROC.mean_from, AUROC.low_from)
+        judged = verdict(found, AUROC.mean_from, AUROC.low_from)
         lines.append(
             (
                 "AUROC of uncertainty for 5-NN's errors",
                 f"{found['mean']:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 _pairs(found),
-                verdict,
+                judged,
             )
         )
     if "zero_shot" in result:
@@ -118,7 +118,7 @@ def _remarks(result: Mapping[str, Any]) -> Iterable[str]:
         above = ", ".join(result["above"]) or "none"
         yield f"Above {ours['title']} in the mean of the runs that both have: {above}."
     if not all(one["current"] for one in rows.values()):
-        yield f"{OLD} run before a default changed."
+        yield f"{OLD} run before a default, or the row itself, changed."
 
 
 def _row_line(one: Mapping[str, Any]) -> tuple[str, ...]:
@@ -156,15 +156,16 @@ def _difference_line(
 ) -> tuple[str, ...]:
     low, high = found["ci95"]
     mark = "" if found["current"] else OLD
-    verdict = _verdict(found, mean_from, low_from)
-    return title + mark, f"{found['mean']:+.1f}", f"{low:+.1f} to {high:+.1f}", _pairs(found), verdict
+    asked = verdict(found, mean_from, low_from)
+    return title + mark, f"{found['mean']:+.1f}", f"{low:+.1f} to {high:+.1f}", _pairs(found), asked
 
 
 def _pairs(found: Mapping[str, Any]) -> str:
     return f"{len(found['folds'])} x {found['seeds']}"
 
 
-def _verdict(found: Mapping[str, Any], mean_from: float | None, low_from: float | None) -> str:
+def verdict(found: Mapping[str, Any], mean_from: float | None, low_from: float | None) -> str:
+    """What was asked of a difference, and whether it is so; nothing where nothing was."""
     asked = [
         f"{what} from {value:g}" for what, value in (("mean", mean_from), ("lower end", low_from)) if value is not None
     ]

@@ -217,7 +217,14 @@ COMPARISONS = (
         mean_from=-2.8,
     ),
     Comparison("sparse_random_minus_full", "sparse-random", "streamsplit", "25 % at random minus all"),
-    Comparison("sparse_random_minus_server_only", "sparse-random", "server-only", "25 % at random minus server-only"),
+    Comparison(
+        "sparse_random_minus_server_only",
+        "sparse-random",
+        "server-only",
+        "25 % at random minus server-only",
+        mean_from=-1.0,
+        low_from=-4.0,
+    ),
     Comparison(
         "sparse_uncertainty_minus_random", "sparse-uncertainty", "sparse-random", "25 % by uncertainty minus at random"
     ),

@@ -339,7 +339,7 @@ def test_the_page_marks_what_was_run_before_a_default_changed(tmp_path: Path, mo
     monkeypatch.setattr(accuracy_settings, "REVISION", accuracy_settings.REVISION + 1)
     page = markdown(tmp_path)
     assert "| StreamSplit† | 75.0" in page
-    assert "† run before a default changed." in page
+    assert "† run before a default, or the row itself, changed." in page
 
 
 # -- the command line and the pictures --------------------------------------------------------------------------------

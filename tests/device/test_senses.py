@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,27 +96,6 @@ def test_what_learning_from_a_step_took_is_not_the_load_on_which_decisions_rest(
         device.journal.totals.learned_s += learned_s
         device.senses.observe(5)
     assert learned == pytest.approx([0.0, 3.0, 0.0, 1.5])
-
-
-def test_a_rate_that_is_told_again_without_anything_sent_is_no_second_reading(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device, now_s, bytes_up, rate = Device(tmp_path, Published()), [100.0], [1_000], [8.0]
-    monkeypatch.setattr(device.link, "counters", lambda: replace(COUNTERS, bytes_up=bytes_up[0]), raising=False)
-    monkeypatch.setattr(device.senses, "_every_window", True)
-    monkeypatch.setattr(device.senses, "_uplink_mbps", lambda: rate[0])
-    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
-
-    def heard(sent: int) -> float | None:
-        now_s[0] += 1.0
-        bytes_up[0] += sent
-        device.senses.observe(5)
-        return device.senses._estimate.uplink_mbps
-
-    assert [heard(0), heard(10)] == [8.0, 8.0]
-    rate[0] = 0.5
-    assert [heard(10), heard(0), heard(0)] == [8.0, 8.0, 8.0]
-    assert heard(10) == 0.5
 
 
 def test_the_newest_uncertainty_counts_the_trainer_s_or_the_device_s_own(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from device.telemetry import LinkEstimate, ResourceSampler, parse_throttled, processor_temperature_c
+from device.telemetry import LinkEstimate, ResourceSampler, parse_throttled, processor_temperature_c, share_but_for
 
 
 def no_program(_name: str) -> None:
@@ -43,6 +43,16 @@ def test_a_sample_of_this_machine_holds_fractions(tmp_path: Path) -> None:
     assert sample.battery is None or 0.0 <= sample.battery <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("busy_s", "all_s", "but_for_s", "share"),
+    [(2.0, 8.0, 0.0, 0.25), (8.0, 8.0, 2.0, 1.0), (2.0, 8.0, 2.0, 0.0), (1.9, 8.0, 2.0, 0.0), (2.0, 2.0, 2.0, 0.0)],
+)
+def test_a_board_on_which_others_take_all_they_can_stays_a_full_one_while_it_learns(
+    busy_s: float, all_s: float, but_for_s: float, share: float
+) -> None:
+    assert share_but_for(busy_s, all_s, but_for_s) == pytest.approx(share)
+
+
 def test_seconds_of_a_core_that_shall_not_count_are_taken_off_the_load(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -50,9 +60,9 @@ def test_seconds_of_a_core_that_shall_not_count_are_taken_off_the_load(
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 75.0)
     monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
     sampler = ResourceSampler(throttled_file=tmp_path / "absent", find_program=no_program, clock=lambda: now_s[0])
-    assert sampler.sample(but_for_s=1.0).cpu == pytest.approx(0.75), "no time has passed"
+    assert sampler.sample(but_for_s=1.0).cpu == 0.0, "no time has passed"
     now_s[0] += 2.0
-    assert sampler.sample(but_for_s=1.0).cpu == pytest.approx(0.75 - 1.0 / 2.0 / 4)
+    assert sampler.sample(but_for_s=1.0).cpu == pytest.approx((0.75 * 8.0 - 1.0) / (8.0 - 1.0))
     now_s[0] += 2.0
     assert sampler.sample().cpu == pytest.approx(0.75)
 

@@ -65,7 +65,8 @@ def one_by_one(trace: Trace, board: Board, decision: int, action: int) -> dict[s
         sums["bytes_moved"] += up + down
         sums["joules"] += power.compute_watts * compute_s
         sums["joules"] += (power.radio_joules_per_megabyte_up * up + power.radio_joules_per_megabyte_down * down) / 1e6
-    last_busy = min(compute_s / speed / STEP_S, 1.0) * speed / board.cores
+    seen_s = (made.forward_ms if sends else made.train_ms)[cut] * board.forward_ms / 1e3
+    last_busy = min(seen_s / speed / STEP_S, 1.0) * speed / board.cores
     return {name: total / WINDOWS for name, total in sums.items()} | {"busy": last_busy}
 
 
@@ -90,6 +91,8 @@ def test_a_device_that_follows_every_block_pays_for_those_beyond_its_cut_while_i
     plain, follows = tables(trace, board, made), tables(trace, board, made, follows=True)
     online = trace.online.reshape(-1, WINDOWS).mean(axis=1)
     assert online.min() == 0.0
+    assert follows.replied.all(), "it judges its windows itself"
+    assert not plain.replied[:, L].any()
     for action, cut in ((3, 3), (L, L), (LOCAL, 0)):
         beyond = made.exchange_bytes[L] - (made.exchange_bytes[cut] if cut else 0.0)
         more = follows.bytes_moved[:, action] - plain.bytes_moved[:, action]
