@@ -103,7 +103,7 @@ def test_a_simulator_with_slower_boards_teaches_and_judges_from_then_on() -> Non
     )
     pupil = FleetLearner(
         network, small_fleet(), min_cut=3, first_cut=5, weights=W, tolerance=0.0, seed=0,
-        teaching=Plan(rounds=0, updates=12, unvalued=4, batch=32, steps=32),
+        teaching=Plan(rounds=0, updates=24, unvalued=4, batch=128, steps=32),
     )  # fmt: skip
     before = pupil.simulated(network)
     assert pupil.teach(slow, judged_by=slow)
