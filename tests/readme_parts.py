@@ -68,6 +68,13 @@ def policy() -> str:
     return markdown()
 
 
+def recovery() -> str:
+    """What the committed run of the recovery bench says."""
+    from tests.bench.recovery_report import markdown  # needs all rooms, as above
+
+    return markdown()
+
+
 def privacy() -> str:
     """What the committed run of the privacy bench says."""
     from tests.bench.privacy_report import markdown  # needs all rooms, as above
@@ -83,6 +90,7 @@ PARTS = {
     "accuracy": accuracy,
     "testbed": testbed,
     "policy": policy,
+    "recovery": recovery,
     "privacy": privacy,
 }
 

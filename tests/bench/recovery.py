@@ -11,6 +11,9 @@ every trace in order (the fleet's own traces too: nothing is held out from learn
 shipped policy where devices say how quick their board is; `taught` the same after as much further learning as
 `Teaching` says, in a simulator that knows the slow boards; `scratch` learned there from nothing; `oracle` knows the
 traces. A gap is from the frozen policy to the best of the first three.
+
+A run of three seeds with the defaults of ``streamsplit policy`` writes figures, curves and picture to
+``tests/bench/results``, from which README's part is made; its cases may be run one by one.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from rich.progress import Progress as ProgressBar
 from common.policy_network import PolicyNetwork
 from device.policy_splitter import shipped_policy
 from tests.bench.policy import MIN_CUT, WEIGHTS, returns
+from tests.bench.recovery_report import keep
 from tests.bench.recovery_runs import Curve, Learning, Pace, World, greedy_reward, learning_run, world
 from tests.bench.statistics import mean_sd
 from trainer.link_traces import Split, TraceKind, read_split
@@ -42,6 +46,7 @@ from trainer.simulated_costs import CutCosts, Tables
 from trainer.simulated_fleet import encoder_costs
 
 SLOWER = 3.0
+SEEDS = 3
 CASES = {"unsaid": False, "said": True}
 LEAST_GAP = 0.01  # of a decision's reward: below it there is nothing to win back
 LAST = 3  # part of the stretch after the change, at its end, that counts as recovered or not: a third
@@ -191,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, draw, and with ``--json`` end with one JSON object."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.recovery", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, a short while, four traces, without the oracle")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--tolerance", type=float, default=Learning().tolerance, help="of streamsplit policy")
     parser.add_argument("--drawn", type=int, default=Learning().drawn, help="of streamsplit policy")
@@ -214,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cases": cases,
     }
     show(result)
+    if (setting.seeds, setting.learning, given.quick) == (SEEDS, Learning(), False):
+        keep(result)
     if given.png:
         from tests.bench.recovery_picture import draw
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.bench import recovery as bench
 from tests.bench.in_process_link import MemoryBroker
 from tests.bench.policy import FIRST_CUT, MIN_CUT, WEIGHTS
 from tests.bench.recovery_fleet import Fleet
+from tests.bench.recovery_report import keep, markdown
 from tests.bench.recovery_runs import FLEET, Curve, Learning, Pace, World, learning_run, world
 from tests.policies import LOCAL_PLACE, update, wanting
 from tests.trainer.simulated import costs
@@ -177,3 +179,34 @@ def test_the_report_has_every_figure_ends_with_json_and_is_drawn(
         assert set(one) >= {"reward_before", "reward_after_change", "reward_recovered", "share_won_back", "level"}
         assert len(one["curve"]["learning"]["paid"][0]) == 6
     assert png.stat().st_size > 10_000
+
+
+def case(reward: float) -> dict[str, Any]:
+    spread = {"mean": reward, "sd": 0.01}
+    curve = {"paid": [[0.1, reward]], "greedy": [[0.1, reward]]}
+    return {
+        "reward_before": 0.1,
+        "reward_after_change": -1.0,
+        "reward_recovered": spread,
+        "paid_more_than_frozen": spread,
+        "level": {"taught": -0.9, "oracle": -0.8},
+        "gap": 0.1,
+        "share_won_back": None,
+        "decisions_to_half": 4_000,
+        "curve": {"learning": curve, "frozen": curve},
+    }
+
+
+def test_cases_that_were_run_one_by_one_are_kept_together_and_those_of_another_setting_are_not(tmp_path: Path) -> None:
+    setting = {"slower": 3.0, "seeds": 3, "decisions_a_point": 2_000, "points_before_change": 1}
+    for name, reward in (("unsaid", -0.95), ("said", -0.91)):
+        keep(setting | {"cases": {name: case(reward)}}, tmp_path)
+    first, second = markdown(tmp_path).splitlines()[2:4]
+    assert first == (
+        "| go on saying their old speed | 0.100 | -1.000 | -0.950 (sd 0.010) | -0.900 | -0.800 | - | 4,000 "
+        "| -0.950 (sd 0.010) |"
+    )
+    assert second.startswith("| say their new speed | 0.100 | -1.000 | -0.910")
+    assert (tmp_path / "recovery.png").stat().st_size > 10_000
+    kept = keep(setting | {"seeds": 5, "cases": {"said": case(-0.91)}}, tmp_path)
+    assert list(kept["cases"]) == ["said"]
