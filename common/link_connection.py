@@ -8,6 +8,7 @@ MQTT 5 first; 3.1.1 where the broker refuses it or does not answer, and what wor
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import selectors
@@ -40,11 +41,11 @@ UNPROVEN_CONNACK_TIMEOUT_S = 3.0
 MOST_HEADER_BYTES = 1024  # of a packet beside its payload: topic and properties
 SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
 LONGEST_EXPIRY_S = 2**32 - 1  # what MQTT 5 can say
-LEAVE_TIMEOUT_S = 1.0  # for the good-byes, after the time to flush
+LEAVE_TIMEOUT_S = 1.0  # for the good-bye, after the time to flush, and for the broker's hanging up
 STABLE_S = 10.0  # a connection that lived this long starts the back-off anew
 IN_FLIGHT = 8  # QoS 1 messages the broker has not acknowledged: 8 x 64 KiB per round trip
 UNSENT_BYTES = 131_072  # how far the kernel may run ahead of the wire: the most an activation waits behind
-SEND_BURST_BYTES = 65_536
+BURST_BYTES = 65_536
 READ_BURST = 64
 UNSUPPORTED_PROTOCOL = 132
 TAKEN_OVER = 142  # not every Mosquitto says so
@@ -92,8 +93,25 @@ class _Client(paho.Client):
                 return
             self.loop_read()
 
+    def leave(self, properties: Properties | None) -> None:
+        """Send the good-bye, and close when the broker has hung up, as it must then (MQTT 3.14.4)."""
+        self.on_socket_close = self._hear_out
+        self.disconnect(properties=properties)
+
+    def _hear_out(self, _client: paho.Client, _userdata: Any, sock: Any) -> None:
+        # Who closes with messages unread resets the connection; a broker that meets the reset first publishes the will.
+        until_s = time.monotonic() + LEAVE_TIMEOUT_S
+        with contextlib.suppress(OSError):
+            while (left_s := until_s - time.monotonic()) > 0:
+                sock.settimeout(left_s)
+                received = sock.recv(BURST_BYTES)
+                if not received:
+                    return
+                self.link_state.bytes_down += len(received)
+
     def abort(self) -> None:
         """Close the socket without a word."""
+        self.on_socket_close = None
         self._sock_close()
         self.starved = True
 
@@ -286,7 +304,7 @@ class Connection:
         return len(self._in_flight) < self._in_flight_limit
 
     def _send_some(self) -> None:
-        client, budget = self._client, SEND_BURST_BYTES
+        client, budget = self._client, BURST_BYTES
         # The state says "connected" until the thread is back in its loop; the socket may have died in this very burst.
         while self._state.connected and client.socket() is not None and budget > 0 and not client.want_write():
             message = self._state.outbound.take(room=self._room())
@@ -331,7 +349,7 @@ class Connection:
     def _leave(self) -> None:
         if self._state.connected and not self._client.want_write():
             goodbye = _session_expiry(PacketTypes.DISCONNECT, 0) if self._protocol == MQTT_5 else None
-            self._client.disconnect(properties=goodbye)
+            self._client.leave(goodbye)
         else:  # a packet is half written, and the time is over: the broker publishes the will
             self._client.abort()
 

@@ -304,6 +304,65 @@ def test_what_waits_is_sent_before_a_clean_stop(links: Links) -> None:
     assert not link.publish("update/late", b"", qos=1)
 
 
+def test_who_leaves_while_messages_stream_to_it_is_not_called_lost(links: Links) -> None:
+    def stream() -> None:
+        while not over.is_set():
+            for number in range(20):
+                sender.publish("data/x", bytes(20_000), qos=number % 2)
+            over.wait(0.002)
+
+    over = threading.Event()
+    sender, witness = links.make("sender"), links.make("witness", "status/#")
+    streaming = threading.Thread(target=stream)
+    streaming.start()
+    try:
+        for number in range(8):
+            leaving = links.make(f"leaving-{number}", "data/#", will=(f"status/{number}", b"lost"))
+            for _ in range(20):
+                expect(leaving, "data/x")
+            leaving.publish(f"status/{number}", b"stopped", qos=1)
+            leaving.stop(SOON_S)
+            witness.publish(f"status/after-{number}", b"", qos=1)
+    finally:
+        over.set()
+        streaming.join(SOON_S)
+    said: dict[str, bytes] = {}
+    while "status/after-7" not in said:
+        message = witness.receive(SOON_S)
+        assert message is not None
+        said[message.topic] = message.payload  # a will comes after the word before it
+    assert [said[f"status/{number}"] for number in range(8)] == [b"stopped"] * 8
+
+
+def test_a_link_that_leaves_lets_the_broker_hang_up_but_does_not_wait_for_ever() -> None:
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.recv(100)
+            connection.sendall(b"\x20\x03\x00\x00\x00")
+            heard.append(connection.recv(100)[0])
+            for _ in range(5):  # after a reset the second would fail
+                connection.sendall(b"\x30\x05\x00\x01a\x00!")
+                assert not over.wait(0.02)
+            over.wait(SOON_S)
+
+    heard: list[int] = []
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    link = Link(url=f"mqtt://127.0.0.1:{listener.getsockname()[1]}", client_id="polite", is_data=data_topic)
+    link.start()
+    assert link.wait_connected(SOON_S)
+    before, start_s = link.counters().bytes_down, time.monotonic()
+    link.stop(SOON_S)
+    took_s = time.monotonic() - start_s
+    over.set()
+    server.join(SOON_S)
+    assert heard == [0xE0], "the good-bye"
+    assert link.counters().bytes_down - before == 5 * 7, "what comes after it is read and counted"
+    assert 0.9 < took_s < 3.0
+
+
 def test_stopping_ends_a_receiver_and_is_quick_without_a_broker() -> None:
     link = Link(url=f"mqtt://127.0.0.1:{free_port('127.0.0.1')}", client_id="alone", is_data=data_topic)
     link.start()
