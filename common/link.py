@@ -1,6 +1,6 @@
 """One end of an MQTT connection, as the program sees it: queues, retained topics, counters, no waiting for the network.
 
-The network side, and all knowledge of paho, is ``common/link_connection.py``.
+The network side is ``common/link_connection.py``; it and ``common/link_client.py`` alone know paho.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from common.link_address import BrokerAddress, Tls
-from common.link_connection import CONNECT_TIMEOUT_S, Connection
+from common.link_client import CONNECT_TIMEOUT_S
+from common.link_connection import Connection
 from common.link_queues import Incoming, Outgoing
 from common.link_state import LinkBroken, LinkCounters, LinkState
 

@@ -1,4 +1,4 @@
-"""The network side of a link, and the only file that knows paho.
+"""The network side of a link.
 
 One thread owns the socket: it connects, subscribes and re-publishes what is retained at every connect, hands paho the
 next message only when the socket has taken the one before (paho's own QoS 0 queue has no bound), and is the one loop
@@ -8,112 +8,42 @@ MQTT 5 first; 3.1.1 where the broker refuses it or does not answer, and what wor
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import selectors
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.enums import MQTTErrorCode
 
 from common.link_address import Backoff, BrokerAddress, Tls
+from common.link_client import MQTT_5, MQTT_311, LinkClient
 from common.link_queues import Incoming, Outgoing
+from common.tcp_info import acknowledged_bytes, delivery_mbps, round_trip_ms
 from common.traffic import packet_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import paho.mqtt.client as paho
+    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
     from common.link_state import LinkState
-from common.tcp_info import acknowledged_bytes, delivery_mbps, round_trip_ms
 
-CONNECT_TIMEOUT_S = 5.0
 CONNACK_TIMEOUT_S = 10.0
 # amqtt answers an MQTT 5 CONNECT that carries a will by silence, so an unproven protocol gets less patience.
 UNPROVEN_CONNACK_TIMEOUT_S = 3.0
-MOST_HEADER_BYTES = 1024  # of a packet beside its payload: topic and properties
-SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
-LONGEST_EXPIRY_S = 2**32 - 1  # what MQTT 5 can say
-LEAVE_TIMEOUT_S = 1.0  # for the good-bye, after the time to flush, and for the broker's hanging up
+LEAVE_TIMEOUT_S = 1.0  # for the good-bye, after the time to flush
 STABLE_S = 10.0  # a connection that lived this long starts the back-off anew
 IN_FLIGHT = 8  # QoS 1 messages the broker has not acknowledged: 8 x 64 KiB per round trip
-UNSENT_BYTES = 131_072  # how far the kernel may run ahead of the wire: the most an activation waits behind
-BURST_BYTES = 65_536
-READ_BURST = 64
+SEND_BURST_BYTES = 65_536
 UNSUPPORTED_PROTOCOL = 132
 TAKEN_OVER = 142  # not every Mosquitto says so
 SUSPICIOUS = 3  # connections in a row that did not live long
-MQTT_5, MQTT_311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 
 log = logging.getLogger("streamsplit.link")
-
-
-class _Client(paho.Client):
-    """paho's client, counting bytes at the socket and telling when the socket has nothing more to read."""
-
-    def __init__(self, state: LinkState, protocol: MQTTProtocolVersion) -> None:
-        super().__init__(
-            CallbackAPIVersion.VERSION2,
-            state.client_id,
-            clean_session=None if protocol == MQTT_5 else True,
-            protocol=protocol,
-            reconnect_on_failure=False,
-        )
-        self.link_state = state
-        self.starved = True
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        try:
-            received = super()._sock_recv(bufsize)
-        except BlockingIOError:
-            self.starved = True
-            raise
-        self.link_state.bytes_down += len(received)
-        return received
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        sent = super()._sock_send(buf)
-        self.link_state.bytes_up += sent
-        return sent
-
-    def read_burst(self) -> None:
-        """Read until the socket is empty or the burst is over (then ``starved`` stays False)."""
-        self.starved = False
-        for _ in range(READ_BURST):
-            if self.socket() is None:
-                self.starved = True
-            if self.starved:
-                return
-            self.loop_read()
-
-    def leave(self, properties: Properties | None) -> None:
-        """Send the good-bye, and close when the broker has hung up, as it must then (MQTT 3.14.4)."""
-        self.on_socket_close = self._hear_out
-        self.disconnect(properties=properties)
-
-    def _hear_out(self, _client: paho.Client, _userdata: Any, sock: Any) -> None:
-        # Who closes with messages unread resets the connection; a broker that meets the reset first publishes the will.
-        until_s = time.monotonic() + LEAVE_TIMEOUT_S
-        with contextlib.suppress(OSError):
-            while (left_s := until_s - time.monotonic()) > 0:
-                sock.settimeout(left_s)
-                received = sock.recv(BURST_BYTES)
-                if not received:
-                    return
-                self.link_state.bytes_down += len(received)
-
-    def abort(self) -> None:
-        """Close the socket without a word."""
-        self.on_socket_close = None
-        self._sock_close()
-        self.starved = True
 
 
 class Connection:
@@ -219,10 +149,8 @@ class Connection:
         connection = self._client.socket()
         return round_trip_ms(connection) if isinstance(connection, socket.socket) else None
 
-    def _make_client(self) -> _Client:
-        client = _Client(self._state, self._protocol)
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        client.on_socket_open = _tune_socket
+    def _make_client(self) -> LinkClient:
+        client = LinkClient(self._state, self._protocol)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -234,10 +162,7 @@ class Connection:
             client.username_pw_set(self._username, self._password)
         if self._tls is not None:
             client.tls_set_context(self._tls)
-        properties = _session_expiry(PacketTypes.CONNECT, SESSION_EXPIRY_S) if self._protocol == MQTT_5 else None
-        if properties is not None and self._max_message_bytes is not None:
-            properties.MaximumPacketSize = self._max_message_bytes + MOST_HEADER_BYTES
-        client.connect_async(self._address.host, self._address.port, self._keepalive_s, properties=properties)
+        client.aim(self._address, keepalive_s=self._keepalive_s, max_message_bytes=self._max_message_bytes)
         return client
 
     def _open(self) -> bool:
@@ -304,7 +229,7 @@ class Connection:
         return len(self._in_flight) < self._in_flight_limit
 
     def _send_some(self) -> None:
-        client, budget = self._client, BURST_BYTES
+        client, budget = self._client, SEND_BURST_BYTES
         # The state says "connected" until the thread is back in its loop; the socket may have died in this very burst.
         while self._state.connected and client.socket() is not None and budget > 0 and not client.want_write():
             message = self._state.outbound.take(room=self._room())
@@ -316,21 +241,16 @@ class Connection:
                 self._hand_over(message)
 
     def _hand_over(self, message: Outgoing) -> None:
-        properties = None
-        if message.expires_s is not None and self._protocol == MQTT_5:
-            properties = Properties(PacketTypes.PUBLISH)
-            left_s = math.ceil(message.expires_s - time.monotonic())
-            properties.MessageExpiryInterval = min(max(1, left_s), LONGEST_EXPIRY_S)
-        expires = properties is not None
+        expires = message.expires_s is not None and self._client.version_5
         self._count(message.topic, message.payload, qos=message.qos, expires=expires)
-        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        info = self._client.send(message)
         if message.qos:  # paho keeps it for the next connection where this one is gone
             self._in_flight[info.mid] = message
         elif info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._state.outbound.refuse()
 
     def _count(self, topic: str, payload: bytes, *, qos: int, expires: bool) -> None:
-        version_5 = self._protocol == MQTT_5
+        version_5 = self._client.version_5
         self._state.count(topic, packet_bytes(topic, payload, qos=qos, expires=expires, version_5=version_5))
 
     def _subscribe_due(self) -> None:
@@ -348,8 +268,7 @@ class Connection:
 
     def _leave(self) -> None:
         if self._state.connected and not self._client.want_write():
-            goodbye = _session_expiry(PacketTypes.DISCONNECT, 0) if self._protocol == MQTT_5 else None
-            self._client.leave(goodbye)
+            self._client.leave()
         else:  # a packet is half written, and the time is over: the broker publishes the will
             self._client.abort()
 
@@ -408,13 +327,6 @@ class Connection:
                 self._state.refuse(f"subscription: {reason}", topic_filter)
 
 
-def _tune_socket(_client: paho.Client, _userdata: Any, sock: Any) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    not_sent_low_water = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Linux and macOS
-    if not_sent_low_water is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, not_sent_low_water, UNSENT_BYTES)
-
-
 def _watch(selector: selectors.BaseSelector, sock: Any, *, write: bool) -> None:
     events = selectors.EVENT_READ | (selectors.EVENT_WRITE if write else 0)
     known = selector.get_map().get(sock)
@@ -422,9 +334,3 @@ def _watch(selector: selectors.BaseSelector, sock: Any, *, write: bool) -> None:
         selector.register(sock, events)
     elif known.events != events:
         selector.modify(sock, events)
-
-
-def _session_expiry(packet: int, seconds: int) -> Properties:
-    properties = Properties(packet)
-    properties.SessionExpiryInterval = seconds
-    return properties
