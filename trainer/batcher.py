@@ -3,8 +3,11 @@
 A batch closes when the step of every awaited device is complete, or when nothing new has come for the longest deadline
 among its parts. A device that let several batches go by is not waited for until it sends again, so that one that learns
 locally, or whose will has not arrived yet, slows nobody down. Nor does one that goes on sending: where it alone is
-missing, those that are complete wait for it no longer than they asked, and soon not at all. Time comes in as an
-argument: tests need no clock.
+missing, those that are complete wait for it no longer than they asked, and soon not at all. Where several are missing,
+those that are complete, if they are the most, wait as long again as their own step took: devices that were switched on
+at different times would else never be complete together (measured: thirty within a minute, no batch in an hour), and
+whoever is answered in the middle of a step begins its next one with the others. Time comes in as an argument: tests
+need no clock.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ class _Seat:
     closed_step: int = -1
     missed: int = 0
     excused: bool = False
+    begun_s: float = 0.0
     newest_s: float = 0.0
     parts: dict[int, Part] = field(default_factory=dict)
 
@@ -123,6 +127,8 @@ class Batcher:
         if part.step > seat.step:
             seat.parts.clear()
             seat.step = part.step
+        if not seat.parts:
+            seat.begun_s = now_s
         seat.parts[part.part] = part
         seat.missed = 0
         self._newest_s = seat.newest_s = now_s
@@ -140,7 +146,9 @@ class Batcher:
         if not self._assembled():
             return False
         missing = self._missing()
-        return not missing or (len(missing) == 1 and self._waited_as_long_as_asked(now_s))
+        if len(missing) > 1:
+            return self._waited_through_a_step(now_s)
+        return not missing or self._waited_as_long_as_asked(now_s)
 
     def _missing(self) -> list[str]:
         """The devices whose step is awaited and not complete."""
@@ -155,11 +163,20 @@ class Batcher:
 
     def _waited_as_long_as_asked(self, now_s: float) -> bool:
         """Whether the complete ones have waited for the deadline that most of them asked for."""
-        complete = [seat for seat in self._seats.values() if seat.complete()]
-        if not complete:
+        complete = self._complete()
+        return bool(complete) and now_s - max(seat.newest_s for seat in complete) >= median(map(_asked_s, complete))
+
+    def _waited_through_a_step(self, now_s: float) -> bool:
+        """Whether the complete ones are the most, and who began when they were complete has had as long as they."""
+        complete = self._complete()
+        begun = sum(bool(seat.parts) and not seat.excused for seat in self._seats.values())
+        if 2 * len(complete) < max(begun, 1):
             return False
-        asked_s = median(max(part.deadline_s for part in seat.parts.values()) for seat in complete)
-        return now_s - max(seat.newest_s for seat in complete) >= asked_s
+        took_s = median(max(seat.newest_s - seat.begun_s, _asked_s(seat)) for seat in complete)
+        return now_s - median(seat.newest_s for seat in complete) >= took_s
+
+    def _complete(self) -> list[_Seat]:
+        return [seat for seat in self._seats.values() if seat.complete()]
 
     def _assembled(self) -> bool:
         return len(self._seats.keys() | self._finished) >= self._expected
@@ -199,3 +216,7 @@ class Batcher:
         if strikes >= PATIENCE:
             batches = min(LONGEST_NOT_AWAITED_BATCHES, NOT_AWAITED_BATCHES * 2 ** (strikes - PATIENCE))
             self._not_awaited_until[device] = self._batches + batches
+
+
+def _asked_s(seat: _Seat) -> float:
+    return max(part.deadline_s for part in seat.parts.values())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import pytest
 import torch
 
 from trainer.batcher import PATIENCE, Batcher, Part, Refusal
@@ -259,3 +260,72 @@ def test_nobody_waits_for_a_device_whose_parts_cannot_be_used_in_this_batch() ->
     gathering.take()
     add(gathering, *step_of("a", 1, step=1))
     assert not gathering.due(0.0), "in the next one it is awaited as ever"
+
+
+def played(devices: int, *, within_s: float, minutes: int, lost: float = 0.0, seed: int = 0) -> list[float]:
+    """When batches close, in seconds: devices switched on at any time within ``within_s``, a part every 0.96 s."""
+    rng, gathering = random.Random(seed), Batcher(max_lag=1, parts_per_step=8)
+    next_s = {f"d{number:02}": rng.uniform(0.0, within_s) for number in range(devices)}
+    step, sent, waits_from = dict.fromkeys(next_s, 0), dict.fromkeys(next_s, 0), dict.fromkeys(next_s, 0.0)
+    closed, joined = [], set[str]()
+    for tick in range(minutes * 60 * 4):
+        now_s = tick / 4
+        for device, due_s in next_s.items():
+            if sent[device] == 8 and now_s - waits_from[device] >= 30.0:  # it gives the step up
+                step[device], sent[device] = step[device] + 1, 0
+            if now_s < due_s or sent[device] == 8:
+                continue
+            if device not in joined:
+                joined.add(device)
+                gathering.join(device, BOOT)
+            number, sent[device] = sent[device], sent[device] + 1
+            if rng.random() >= lost:
+                one = part(device, number, step=step[device], last=number == 7)
+                gathering.add(one, now_s=now_s, weights_version=0)
+            next_s[device], waits_from[device] = now_s + 0.96, now_s
+        if gathering.due(now_s):
+            closed.append(now_s)
+            for device in {each.device for each in gathering.take()}:
+                step[device], sent[device] = step[device] + 1, 0
+    return closed
+
+
+@pytest.mark.parametrize(("devices", "within_s", "lost"), [(30, 60.0, 0.0), (50, 120.0, 0.0), (30, 60.0, 0.05)])
+def test_devices_that_are_switched_on_one_after_another_soon_learn_in_step(
+    devices: int, within_s: float, lost: float
+) -> None:
+    closed = played(devices, within_s=within_s, minutes=6, lost=lost)
+    later = [at_s for at_s in closed if at_s >= 180.0]
+    fastest = 180.0 / 8.0  # a step is 8 parts of 0.96 s; with lost parts the deadline is waited for
+    assert len(later) >= (0.7 if lost else 0.9) * fastest
+
+
+def test_a_hostile_device_and_a_silent_one_together_hold_nobody_up_for_long() -> None:
+    gathering = batcher("a", "b", "silent", "slow")
+    waited = []
+    for step in range(1, 12):
+        waited.append(hold_up(gathering, step))
+        assert {each.device for each in gathering.take()} >= {"a", "b"}
+    assert waited[:PATIENCE] == [2.0] * PATIENCE, "as long as the others asked, for their step took no time"
+    assert waited[2 * PATIENCE :] == [0.0] * (11 - 2 * PATIENCE)
+
+
+def test_one_complete_device_closes_no_batch_while_most_are_in_the_middle_of_their_step() -> None:
+    gathering = batcher("quick", "b", "c", "d")
+    add(gathering, *step_of("quick", 2))
+    for number in range(30):
+        for device in "bcd":
+            add(gathering, part(device, number % 4, step=number // 4), now_s=float(number))
+        assert not gathering.due(float(number))
+
+
+def test_whoever_began_when_most_were_complete_has_as_long_as_they_had() -> None:
+    gathering = batcher("a", "b", "c", "d")
+    for number in range(4):
+        for device in "ab":
+            add(gathering, part(device, number, last=number == 3), now_s=3.0 * number)
+    for number in range(3):
+        for device in "cd":
+            add(gathering, part(device, number), now_s=10.0 + 3.0 * number)
+    assert not gathering.due(17.9)
+    assert gathering.due(18.0)
