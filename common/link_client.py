@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from common.link_state import LinkState
 
 CONNECT_TIMEOUT_S = 5.0
-HANG_UP_TIMEOUT_S = 1.0  # for the broker, after our good-bye
+HANG_UP_TIMEOUT_S = 1.0  # for the broker after our good-bye, where no longer flush is asked for
 MOST_HEADER_BYTES = 1024  # of a packet beside its payload: topic and properties
 SESSION_EXPIRY_S = 60  # outlives a lost Wi-Fi connection, not the device (MQTT 5)
 LONGEST_EXPIRY_S = 2**32 - 1  # what MQTT 5 can say
@@ -42,6 +42,7 @@ class LinkClient(paho.Client):
         )
         self.link_state = state
         self.starved = True
+        self._hang_up_until_s = 0.0
         self.connect_timeout = CONNECT_TIMEOUT_S
         self.on_socket_open = _tune_socket
 
@@ -78,8 +79,13 @@ class LinkClient(paho.Client):
                 return
             self.loop_read()
 
-    def leave(self) -> None:
-        """Send the good-bye; close when the broker has hung up, as it then must (MQTT 3.14.4), or after a second."""
+    def leave(self, until_s: float) -> None:
+        """Send the good-bye; close when the broker has hung up, as it then must (MQTT 3.14.4).
+
+        It is given until ``until_s`` on the monotonic clock, and a second at least: the good-bye may have to wait for
+        what the kernel holds before it.
+        """
+        self._hang_up_until_s = max(until_s, time.monotonic() + HANG_UP_TIMEOUT_S)
         self.on_socket_close = self._hear_out
         self.disconnect(properties=_session_expiry(PacketTypes.DISCONNECT, 0) if self.version_5 else None)
 
@@ -91,9 +97,8 @@ class LinkClient(paho.Client):
 
     def _hear_out(self, _client: paho.Client, _userdata: Any, sock: Any) -> None:
         # Who closes with messages unread resets the connection; a broker that meets the reset first publishes the will.
-        until_s = time.monotonic() + HANG_UP_TIMEOUT_S
         with contextlib.suppress(OSError):
-            while (left_s := until_s - time.monotonic()) > 0:
+            while (left_s := self._hang_up_until_s - time.monotonic()) > 0:
                 sock.settimeout(left_s)
                 received = sock.recv(READ_BYTES)
                 if not received:

@@ -36,6 +36,8 @@ CONNACK_TIMEOUT_S = 10.0
 # amqtt answers an MQTT 5 CONNECT that carries a will by silence, so an unproven protocol gets less patience.
 UNPROVEN_CONNACK_TIMEOUT_S = 3.0
 LEAVE_TIMEOUT_S = 1.0  # for the good-bye, after the time to flush
+LAST_ATTEMPTS = 4  # to connect once more and say what is left to say, after the stop
+LAST_PAUSE_S = 0.25  # between them
 STABLE_S = 10.0  # a connection that lived this long starts the back-off anew
 IN_FLIGHT = 8  # QoS 1 messages the broker has not acknowledged: 8 x 64 KiB per round trip
 SEND_BURST_BYTES = 65_536
@@ -73,10 +75,11 @@ class Connection:
         self._in_flight: dict[int, Outgoing] = {}
         self._in_flight_limit = IN_FLIGHT
         self._protocol = MQTT_5
-        self._proven = False
+        self._proven = self._refuses_5 = False
         self._answered = False
         self._told: str | None = None
         self._short_lived = 0
+        self._last_attempts = 0
         self._acknowledged: int | None = None
         self._client = self._make_client()
         self.thread = threading.Thread(target=self._run, name=f"link-{state.client_id}", daemon=True)
@@ -100,7 +103,7 @@ class Connection:
     def _keep_connected(self) -> None:
         """The one loop that reconnects."""
         backoff = Backoff()
-        while not self._state.stopping.is_set():
+        while self._goes_on():
             started_s, self._answered = time.monotonic(), False
             if self._open():
                 self._serve()
@@ -109,12 +112,34 @@ class Connection:
                 self._short_lived = self._short_lived + 1 if self._answered and not stable else 0
                 if self._answered and stable:
                     backoff.reset()
-                if not self._answered and not self._proven:
+                if self._wrong_protocol():
                     self._change_protocol()
                     if self._protocol == MQTT_311:
                         continue
             self._tell_trouble()
+            self._pause(backoff)
+
+    def _goes_on(self) -> bool:
+        """Until it shall stop; then as long as something is left to say, and time, and few attempts were in vain."""
+        state = self._state
+        if not state.stopping.is_set():
+            return True
+        self._last_attempts += 1
+        untold = not state.outbound.empty() or bool(self._in_flight)
+        return untold and self._last_attempts <= LAST_ATTEMPTS and time.monotonic() < state.flush_until_s
+
+    def _pause(self, backoff: Backoff) -> None:
+        if self._state.stopping.is_set():
+            time.sleep(LAST_PAUSE_S)
+        else:
             self._state.stopping.wait(backoff.next_s())
+
+    def _wrong_protocol(self) -> bool:
+        """Whether to try the other one: nobody answered, or what did not answer to MQTT 5 may have been going down."""
+        if self._answered and self._protocol == MQTT_311 and not self._refuses_5:
+            self._proven = False
+            return True
+        return not self._answered and not self._proven
 
     def _tell_trouble(self) -> None:
         """Say what is wrong, once as long as it stays the same."""
@@ -262,13 +287,15 @@ class Connection:
         self._state.announce()
 
     def _may_leave(self) -> bool:
-        if not self._state.connected or time.monotonic() >= self._state.flush_until_s:
+        if time.monotonic() >= self._state.flush_until_s:
             return True
+        if not self._state.connected:  # of who says CONNECT and hangs up the broker publishes the will
+            return False
         return self._state.outbound.empty() and not self._in_flight and not self._client.want_write()
 
     def _leave(self) -> None:
         if self._state.connected and not self._client.want_write():
-            self._client.leave()
+            self._client.leave(self._state.flush_until_s)
         else:  # a packet is half written, and the time is over: the broker publishes the will
             self._client.abort()
 
@@ -278,7 +305,7 @@ class Connection:
         if reason.is_failure:
             self._state.last_error = f"{self._where()} refuses {self._state.client_id}: {reason}"
             if reason.value == UNSUPPORTED_PROTOCOL:
-                self._proven = False
+                self._proven, self._refuses_5 = False, self._protocol == MQTT_5
             else:
                 self._answered = True
             return

@@ -23,7 +23,7 @@ from device.shaped_link import ShapedLink
 from tests.brokers import SOON_S, Links, data_topic, eventually, expect, needs_mosquitto
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -334,33 +334,121 @@ def test_who_leaves_while_messages_stream_to_it_is_not_called_lost(links: Links)
     assert [said[f"status/{number}"] for number in range(8)] == [b"stopped"] * 8
 
 
-def test_a_link_that_leaves_lets_the_broker_hang_up_but_does_not_wait_for_ever() -> None:
-    def serve() -> None:
-        with listener, listener.accept()[0] as connection:
-            connection.recv(100)
-            connection.sendall(b"\x20\x03\x00\x00\x00")
-            heard.append(connection.recv(100)[0])
-            for _ in range(5):  # after a reset the second would fail
-                connection.sendall(b"\x30\x05\x00\x01a\x00!")
-                assert not over.wait(0.02)
-            over.wait(SOON_S)
+@contextlib.contextmanager
+def scripted_broker(*connections: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A broker that meets its connections, one after another, as these functions do; yields its URL."""
 
-    heard: list[int] = []
-    over = threading.Event()
+    def serve() -> None:
+        with listener:
+            for meet in connections:
+                with listener.accept()[0] as connection:
+                    meet(connection)
+
     listener = socket.create_server(("127.0.0.1", 0))
     server = threading.Thread(target=serve, daemon=True)
     server.start()
-    link = Link(url=f"mqtt://127.0.0.1:{listener.getsockname()[1]}", client_id="polite", is_data=data_topic)
-    link.start()
-    assert link.wait_connected(SOON_S)
-    before, start_s = link.counters().bytes_down, time.monotonic()
-    link.stop(SOON_S)
-    took_s = time.monotonic() - start_s
-    over.set()
+    yield f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
     server.join(SOON_S)
+    assert not server.is_alive()
+
+
+CONNACK_5, CONNACK_311 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
+
+
+@pytest.mark.parametrize(("flush_s", "at_least_s"), [(0.2, 0.9), (2.0, 1.9)])
+def test_a_link_that_leaves_lets_the_broker_hang_up_but_does_not_wait_for_ever(
+    flush_s: float, at_least_s: float
+) -> None:
+    def meet(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(CONNACK_5)
+        heard.append(connection.recv(100)[0])
+        for _ in range(5):  # after a reset the second would fail
+            connection.sendall(b"\x30\x05\x00\x01a\x00!")
+            assert not over.wait(0.02)
+        over.wait(SOON_S)
+
+    heard: list[int] = []
+    over = threading.Event()
+    with scripted_broker(meet) as url:
+        link = Link(url=url, client_id="polite", is_data=data_topic)
+        link.start()
+        assert link.wait_connected(SOON_S)
+        before, start_s = link.counters().bytes_down, time.monotonic()
+        link.stop(flush_s)
+        took_s = time.monotonic() - start_s
+        over.set()
     assert heard == [0xE0], "the good-bye"
     assert link.counters().bytes_down - before == 5 * 7, "what comes after it is read and counted"
-    assert 0.9 < took_s < 3.0
+    assert at_least_s < took_s < at_least_s + 2.0
+
+
+def hear_the_last_word(connection: socket.socket) -> bytes:
+    """Read until the link's good-bye, acknowledging packets 1 and 2: a status may be sent anew and again."""
+    heard = b""
+    while b"\xe0" not in heard:
+        heard += (chunk := connection.recv(1000))
+        assert chunk, "it hangs up without a good-bye"
+        if b"stopped" in heard:
+            connection.sendall(b"\x40\x02\x00\x01\x40\x02\x00\x02")
+    return heard
+
+
+def test_a_link_that_is_stopped_before_it_is_connected_still_says_its_last_word_and_good_bye() -> None:
+    def meet(connection: socket.socket) -> None:
+        connection.recv(1000)
+        asked.set()
+        link._state.stopping.wait(SOON_S)
+        threading.Event().wait(0.2)  # it takes its time
+        connection.sendall(CONNACK_5)
+        heard.append(hear_the_last_word(connection))
+
+    asked = threading.Event()
+    heard: list[bytes] = []
+    with scripted_broker(meet) as url:
+        link = Link(url=url, client_id="hasty", is_data=data_topic, will=("status/hasty", b"lost"))
+        link.start()
+        assert asked.wait(SOON_S)
+        link.retain("status/hasty", b"stopped")
+        link.stop(SOON_S)
+    assert [b"stopped" in each for each in heard] == [True]
+
+
+def test_a_connection_that_breaks_while_a_link_stops_is_made_once_more_for_what_is_left_to_say() -> None:
+    def breaks(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(CONNACK_5)
+        while b"stopped" not in connection.recv(1000):
+            pass
+        link._state.stopping.wait(SOON_S)
+
+    def hears(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(CONNACK_5)
+        heard.append(hear_the_last_word(connection))
+
+    heard: list[bytes] = []
+    with scripted_broker(breaks, hears) as url:
+        link = Link(url=url, client_id="persistent", is_data=data_topic, will=("status/persistent", b"lost"))
+        link.start()
+        assert link.wait_connected(SOON_S)
+        link.retain("status/persistent", b"stopped")
+        link.stop(SOON_S)
+    assert [b"stopped" in each for each in heard] == [True]
+
+
+def test_a_broker_that_was_only_going_down_is_asked_for_mqtt_5_again() -> None:
+    def unanswered(connection: socket.socket) -> None:
+        levels.append(connection.recv(1000)[8])
+
+    def answers(connection: socket.socket) -> None:
+        levels.append(connection.recv(1000)[8])
+        connection.sendall(CONNACK_311 if levels[-1] == 4 else CONNACK_5)
+
+    levels: list[int] = []
+    with scripted_broker(unanswered, answers, answers) as url, Link(url=url, client_id="modern", is_data=data_topic):
+        eventually(lambda: len(levels) == 3, "a third connection")
+    assert levels == [5, 4, 5]
 
 
 def test_stopping_ends_a_receiver_and_is_quick_without_a_broker() -> None:
