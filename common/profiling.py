@@ -7,6 +7,7 @@ Time is that thread's processor time: what others do on the machine meanwhile is
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import resource
@@ -31,6 +32,8 @@ from common.encoder_graph import block_of, operations, trace
 from common.errors import ConfigError
 from common.split import VIEWS, block_parameters, names
 
+LOG = logging.getLogger(__name__)
+
 WARM_UP = 2
 REPEATS = 7
 CPU_NAMES = ("Model", "model name", "Hardware")  # /proc/cpuinfo: a Raspberry Pi names the whole board
@@ -51,7 +54,7 @@ def cached_profile(encoder: Encoder, folder: Path, *, nodes: bool, fresh: bool =
     """The profile of an encoder from ``folder``, else measured now and kept there.
 
     Another machine, another torch or ``fresh`` measure anew; so does a file that cannot be read. Beside another encoder
-    `mobile` is measured as well, by which boards are compared. OSError where the folder cannot be written.
+    `mobile` is measured as well, by which boards are compared. Where the folder cannot be written nothing is kept.
     """
     key = hashlib.sha256(f"{hardware_fingerprint()}\n{torch.__version__}".encode()).hexdigest()[:16]
     path = folder / f"profile-{encoder.name}-{key}.json"
@@ -62,8 +65,11 @@ def cached_profile(encoder: Encoder, folder: Path, *, nodes: bool, fresh: bool =
     if encoder.name != "mobile":
         mobile = cached_profile(build_encoder("mobile", seed=0), folder, nodes=nodes, fresh=fresh)
         measured = replace(measured, mobile_forward_ms=window_forward_ms(mobile))
-    folder.mkdir(parents=True, exist_ok=True)
-    save(measured, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save(measured, path)
+    except OSError as error:
+        LOG.warning("%s: cannot be written (%s): it is measured anew the next time", path, error.strerror)
     return measured
 
 

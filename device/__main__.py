@@ -78,6 +78,7 @@ def listen(settings: DeviceConfig, stop: threading.Event, *, connect: LinkOpener
             player.start()
         loop.run()
     except (ConfigError, NeverReady):
+        loop.withdraw()
         link.stop()
         raise
     finally:

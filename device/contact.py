@@ -13,6 +13,7 @@ from device.exchange import Exchange
 from device.mailbox import Mailbox
 from device.pace import Pace
 from device.replica import Replica
+from device.silence import Silence
 from device.weights_exchange import WeightsExchange
 
 ANSWER_WAIT_S = 0.5
@@ -47,11 +48,18 @@ class Contact:
         self._broker = broker
         self._pace = pace
         self._stop = stop
+        self._silence = Silence()
 
     @property
     def online(self) -> bool:
-        """Whether the broker answers and a trainer of this configuration is ready."""
-        return self._link.connected and self._mailbox.trainer_ready
+        """Whether the broker answers, and a trainer of this configuration is ready and no mere word of one."""
+        ready = self._link.connected and self._mailbox.trainer_ready
+        return ready and not self._silence.holds(time.monotonic(), self._mailbox.heard)
+
+    def step_over(self, exchange: Exchange) -> None:
+        """A step was waited for, and maybe nobody answered it."""
+        if self.online and exchange.result() == "lost" and exchange.over(time.monotonic()):
+            self._silence.step_lost(time.monotonic(), self._mailbox.heard)
 
     def join(self, exchange: Exchange, *, cut: int) -> None:
         """Wait for the fleet's weights and trainer; with weights on the disk not longer than the start timeout.

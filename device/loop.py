@@ -119,6 +119,10 @@ class DeviceLoop:
             self._learn_all_that_waits()
         self._leave()
 
+    def withdraw(self) -> None:
+        """After an error of `run`: nobody shall wait for this device."""
+        self._presence.withdraw()
+
     def _leave(self) -> None:
         if not self._pace.hermit:
             self._weights.publish_change()
@@ -240,6 +244,7 @@ class DeviceLoop:
         """Wait for the answers, learn from them, give the change if asked for it."""
         exchange = self._exchange
         self._await_answers(exchange)
+        self._contact.step_over(exchange)
         self._learn_from(exchange)
         self._senses.step_over(exchange)
         self._cutting.step_over()

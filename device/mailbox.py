@@ -20,6 +20,7 @@ from device.mixture_replica import MixtureReplica
 from device.replica import Replica
 
 LOG = logging.getLogger(__name__)
+SIGNS_OF_LIFE = frozenset({Kind.GRADIENT, Kind.EMBEDDING, Kind.DELTA, Kind.MANIFEST, Kind.TRAINER_STATUS})
 
 
 class Mailbox:
@@ -63,6 +64,7 @@ class Mailbox:
         self.uncertainty: float | None = None
         self.uncertainty_at_s: float | None = None
         self.refused: Counter[str] = Counter()
+        self.heard = 0  # signs of life of the trainer: what is retained may be the word of one that is gone
 
     @property
     def trainer_ready(self) -> bool:
@@ -104,6 +106,7 @@ class Mailbox:
             self.declared_lost = status.state == "lost" and self._link.connected
         else:
             raise MessageError(f"{kind} is not for a device")
+        self.heard += kind in SIGNS_OF_LIFE and not incoming.retained
 
     def _take_wish(self, kind: Kind, payload: bytes) -> None:
         """What others want of this device."""

@@ -47,6 +47,11 @@ class Presence:
         self._seq = 0
         self._state: State | None = None
 
+    def withdraw(self) -> None:
+        """Say stopped, if anything was said."""
+        if self._state is not None:
+            self.show("stopped")
+
     def show(self, state: State, *, again: bool = False) -> None:
         """Publish ``state`` if it is news, or ``again`` because somebody was told otherwise."""
         if state == self._state and not again:

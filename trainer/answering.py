@@ -71,6 +71,7 @@ class Control:
 
     address: Address
     message: ControlMessage
+    retained: bool = False  # it is the topic's latest, whenever it was said
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Answering:
         if address.kind not in types:
             raise MessageError(f"{address.kind} is not for the trainer")
         message: ControlMessage = messages.decode(types[address.kind], incoming.payload, limits=self._limits)
-        return Control(address, message)
+        return Control(address, message, incoming.retained)
 
     def _part(self, address: Address, incoming: Incoming) -> Part:
         message = messages.decode(messages.Activations, incoming.payload, limits=self._limits)

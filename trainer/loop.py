@@ -157,7 +157,7 @@ class TrainerLoop:
         device = item.address.device
         assert device is not None
         if isinstance(item.message, messages.DeviceStatus):
-            self._follow(device, item.message)
+            self._follow(device, item.message, retained=item.retained)
         elif isinstance(item.message, messages.MixtureStatistics):
             self._hear(device, item.message)
         elif isinstance(item.message, messages.Telemetry):
@@ -175,8 +175,8 @@ class TrainerLoop:
         self._batcher.excuse(part.device)
         return Refusal("rejected", reason)
 
-    def _follow(self, device: str, status: messages.DeviceStatus) -> None:
-        event = self._registry.offer(device, status)
+    def _follow(self, device: str, status: messages.DeviceStatus, *, retained: bool = False) -> None:
+        event = self._registry.offer(device, status, retained=retained)
         if status.state == "stopped":
             self._batcher.finish(device)
         if event == "joined":

@@ -11,7 +11,7 @@ Event = Literal["joined", "left", "refused", "unchanged"]
 
 
 class Registry:
-    """The newest status of every device. A will of an older boot or connection changes nothing."""
+    """The newest status of every device. A late will of an older boot or connection changes nothing."""
 
     def __init__(self, *, fingerprint: str) -> None:
         self._fingerprint = fingerprint
@@ -22,10 +22,10 @@ class Registry:
         """Device -> its newest status."""
         return self._newest
 
-    def offer(self, device: str, status: DeviceStatus) -> Event:
-        """Take a status; says what it means for the fleet."""
+    def offer(self, device: str, status: DeviceStatus, *, retained: bool = False) -> Event:
+        """Take a status; says what it means for the fleet. ``retained``: the broker had it, as the topic's latest."""
         known = self._newest.get(device)
-        if known is not None and self._is_older(known, status):
+        if known is not None and self._is_older(known, status, retained=retained):
             return "unchanged"
         self._newest[device] = status
         if status.state != "ready":
@@ -41,8 +41,10 @@ class Registry:
         return known is not None and known.boot == boot and known.fingerprint == self._fingerprint
 
     @staticmethod
-    def _is_older(known: DeviceStatus, status: DeviceStatus) -> bool:
+    def _is_older(known: DeviceStatus, status: DeviceStatus, *, retained: bool) -> bool:
         if status.boot != known.boot:
-            return status.state == "lost"  # an older boot was lost: the newer one is alive
+            # An older boot was lost: the newer one is alive. But a retained one may be of a boot that came and went
+            # while this link was away; a device that is alive contradicts it.
+            return status.state == "lost" and not retained
         # A will is written before its connection and so carries no number; a device that is alive contradicts it.
         return status.state != "lost" and status.seq < known.seq

@@ -70,6 +70,17 @@ def test_a_profile_is_measured_once_and_then_read(tmp_path: Path, monkeypatch: p
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_where_a_profile_cannot_be_kept_it_is_measured_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(profiling, "save", full)
+    assert profiling.cached_profile(MOBILE, tmp_path, nodes=False).blocks
+    assert "No space left on device" in caplog.text
+
+
 def test_a_broken_file_in_the_cache_is_measured_anew(tmp_path: Path) -> None:
     profiling.cached_profile(MOBILE, tmp_path, nodes=False)
     (path,) = tmp_path.iterdir()

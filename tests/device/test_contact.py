@@ -28,6 +28,7 @@ class SlowLink:
         self.trainer_ready = True
         self.other_fingerprint = None
         self.connected = True
+        self.heard = 0
         self._device = device
         self._chunks = chunks
 
@@ -73,3 +74,36 @@ def test_weights_that_stop_coming_are_what_a_device_complains_of(
     device.replica.offer_manifest(fleet.manifest())
     with pytest.raises(NeverReady, match="nothing more came of its weights"):
         contact_of(device, link).join(Exchange(0, timeout_s=1.0, grace_s=1.0), cut=5)
+
+
+def test_a_trainer_that_answers_nothing_is_away_until_it_says_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = SlowLink(Device(tmp_path), [])
+    monkeypatch.setattr(contact, "time", link)
+    of_the_device = contact_of(Device(tmp_path), link)
+
+    def online_after_a_lost_step() -> bool:
+        lost = Exchange(0, timeout_s=30.0, grace_s=2.0)
+        lost.offer_sent(0, 5, 100, window=0, closed_s=link.now_s, sent_s=link.now_s)
+        of_the_device.step_over(lost)
+        link.now_s += 30.0
+        of_the_device.step_over(lost)
+        return of_the_device.online
+
+    assert [online_after_a_lost_step() for _ in range(2)] == [True, False]
+    link.heard += 1
+    assert of_the_device.online
+
+
+def test_a_step_that_is_given_up_before_its_time_says_nothing_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = SlowLink(Device(tmp_path), [])
+    monkeypatch.setattr(contact, "time", link)
+    of_the_device = contact_of(Device(tmp_path), link)
+    for _ in range(5):
+        begun = Exchange(0, timeout_s=30.0, grace_s=2.0)
+        begun.offer_sent(0, 5, 100, window=0, closed_s=0.0, sent_s=0.0)
+        of_the_device.step_over(begun)
+    assert of_the_device.online

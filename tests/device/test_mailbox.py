@@ -242,3 +242,14 @@ def test_a_device_that_was_declared_lost_while_it_is_connected_knows_it() -> Non
     device.receive(TOPICS.status("pi"), lost)
     told.append(device.mailbox.declared_lost)
     assert told == [True, False]
+
+
+def test_what_the_trainer_says_is_a_sign_of_life_unless_it_was_only_retained() -> None:
+    device = Device()
+    ready = TrainerStatus("ready", OTHER_BOOT, 1, "", FINGERPRINT, 0)
+    device.receive(TOPICS.trainer_status(), ready, retained=True)
+    device.receive(TOPICS.splitter("pi"), SplitterUpdate(1, None, (), None))
+    assert device.mailbox.heard == 0
+    device.receive(TOPICS.trainer_status(), ready)
+    device.gradient()
+    assert device.mailbox.heard == 2

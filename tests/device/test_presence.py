@@ -43,6 +43,16 @@ def test_every_status_of_a_living_device_carries_its_measured_times(compute: Com
     ]
 
 
+def test_who_gives_up_says_so_where_it_said_that_it_is_there() -> None:
+    link = Recorder()
+    shown = presence(link, None)
+    shown.withdraw()
+    assert link.retained == []
+    shown.show("ready")
+    shown.withdraw()
+    assert [status.state for status in link.retained] == ["ready", "stopped"]
+
+
 def test_a_status_of_an_older_release_without_times_is_still_understood() -> None:
     _, payload = last_will(Topics("home"), "pi", boot=BOOT, software="0.1.0", fingerprint="f")
     assert decode(DeviceStatus, payload).compute is None

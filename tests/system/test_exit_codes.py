@@ -8,7 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from broker.child import free_port
@@ -184,3 +186,18 @@ def test_a_trainer_without_a_broker_says_so_waits_and_leaves_nothing_when_stoppe
         files.processes["trainer"].wait()
     assert "Traceback" not in files.log("trainer")
     assert not list((files.directory / "trainer").glob("checkpoint-*"))
+
+
+def test_a_device_whose_recordings_turn_out_to_be_broken_says_that_it_is_gone(tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for name in ("a.flac", "b.flac"):
+        soundfile.write(recordings / name, np.random.default_rng(0).normal(0, 0.1, 80_000), 16_000)
+        whole = (recordings / name).read_bytes()
+        (recordings / name).write_bytes(whole[:200] + bytes(len(whole) - 200))  # the header is whole, the sound is gone
+    with Fleet(tmp_path / "fleet") as fleet:
+        fleet.start_trainer()
+        fleet.start_device("a", source={"kind": "folder", "path": str(recordings)})
+        assert fleet.exit_status("a") == EXIT_CONFIG
+        assert fleet.log("a").splitlines()[-1].startswith(f"{recordings}: not one of its recordings can be decoded")
+        fleet.until(lambda: fleet.seen.status["a"].state == "stopped", "it says so")

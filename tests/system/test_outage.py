@@ -139,3 +139,27 @@ def test_windows_that_close_while_a_step_is_waited_for_have_their_embeddings_at_
         assert lines[-1]["windows_dropped"] == lines[1]["windows_dropped"]
         sent = [part["sent_ms"] for line in lines if line["kind"] == "step" for part in line["parts"]]
         assert max(sent) > 3000.0, "their sending waits for the step"
+
+
+@pytest.mark.slow
+def test_a_trainer_that_is_only_said_to_be_ready_is_not_waited_for_and_the_real_one_is_joined_at_once(
+    tmp_path: Path,
+) -> None:
+    with Fleet(tmp_path) as fleet:
+        fleet.start_trainer()
+        fleet.start_device("dev", windows=16)
+        assert fleet.exit_status("dev") == 0
+        ready = next(status for status in fleet.seen.trainer if status.state == "ready")
+        fleet.ask_to_stop("trainer")
+        fleet.exit_status("trainer")
+        restored = fleet.link("restored")  # what a broker with persistence retains after a power cut
+        restored.retain(fleet.topics.trainer_status(), messages.encode(ready))
+        fleet.until(lambda: fleet.seen.trainer[-1].state == "ready", "the broker says so")
+        before = len(fleet.journal("dev"))
+        fleet.start_device("dev", step_timeout_s=3.0)
+        fleet.until(lambda: fleet.local_steps("dev") >= 3, "it learns alone")
+        steps = [line["result"] for line in fleet.journal("dev")[before:] if line["kind"] == "step"]
+        assert steps == ["lost", "lost"]
+        answered = fleet.answered("dev")
+        fleet.start_trainer()
+        fleet.until(lambda: fleet.answered("dev") > answered, "it learns with the trainer")

@@ -43,6 +43,13 @@ def test_a_number_smaller_than_the_last_is_an_old_message() -> None:
     assert registry.statuses["a"].state == "ready"
 
 
+def test_a_retained_will_is_the_latest_whatever_boot_it_speaks_of() -> None:
+    registry = Registry(fingerprint=OURS)
+    registry.offer("a", status("ready", FIRST))
+    assert registry.offer("a", will(SECOND), retained=True) == "left", "it came and went while our link was away"
+    assert registry.offer("a", status("ready", FIRST, seq=2)) == "joined", "a device that is alive contradicts"
+
+
 def test_a_device_is_lost_by_its_own_will_and_back_when_it_contradicts() -> None:
     registry = Registry(fingerprint=OURS)
     registry.offer("a", status("ready", seq=7))
