@@ -159,6 +159,7 @@ class OutboundQueues:
         self._acknowledged: deque[Outgoing] = deque()
         self._singles: dict[str, Outgoing] = {}
         self._sets: dict[str, Outgoing] = {}
+        self._next_sets: dict[str, Outgoing] = {}
         self._retained_singles: dict[str, bytes] = {}
         self._retained_sets: dict[str, bytes] = {}
         self._data_run = self._acknowledged_run = 0
@@ -172,7 +173,7 @@ class OutboundQueues:
     @property
     def sets_waiting(self) -> int:
         """Entries of large retained sets that have not been handed to the socket yet."""
-        return len(self._sets)
+        return len(self._sets) + len(self._next_sets)
 
     def empty(self) -> bool:
         """True when nothing waits; large sets do not count, for nobody waits for those."""
@@ -213,12 +214,20 @@ class OutboundQueues:
             self._singles[topic] = _retained(topic, payload)
 
     def retain_many(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """A large set, sent in this order after everything older. An entry replaces an unsent one of the same topic."""
+        """A large set, sent in this order after everything older.
+
+        One that is on its way goes out to its end: where sets are made faster than the socket takes them, each would
+        else begin anew and none be whole. Of those that wait behind it the newest counts, topic by topic.
+        """
         with self._lock:
+            pending = self._next_sets if self._sets else self._sets
             for topic, payload in entries:
-                self._forget(topic)
+                self._retained_singles.pop(topic, None)
+                self._singles.pop(topic, None)
+                self._retained_sets.pop(topic, None)
                 self._retained_sets[topic] = payload
-                self._sets[topic] = _retained(topic, payload)
+                pending.pop(topic, None)
+                pending[topic] = _retained(topic, payload)
 
     def forget(self, topic: str, *, erase: bool) -> None:
         """No longer re-publish this topic; ``erase`` also removes it from the broker."""
@@ -232,6 +241,7 @@ class OutboundQueues:
         with self._lock:
             self._singles |= {topic: _retained(topic, payload) for topic, payload in self._retained_singles.items()}
             self._sets = {topic: _retained(topic, payload) for topic, payload in self._retained_sets.items()}
+            self._next_sets = {}
 
     def lose_data(self) -> None:
         """The connection is gone: waiting QoS 0 messages are lost, and counted."""
@@ -266,13 +276,18 @@ class OutboundQueues:
             self._acknowledged_run += 1
             return self._acknowledged.popleft()
         self._acknowledged_run = 0
-        return _first(self._sets)
+        message = _first(self._sets)
+        if not self._sets:
+            self._sets, self._next_sets = self._next_sets, {}
+        return message
 
     def _forget(self, topic: str) -> None:
         for table in (self._retained_singles, self._retained_sets):
             table.pop(topic, None)
-        for pending in (self._singles, self._sets):
+        for pending in (self._singles, self._sets, self._next_sets):
             pending.pop(topic, None)
+        if not self._sets:
+            self._sets, self._next_sets = self._next_sets, {}
 
 
 def _held_bytes(message: Incoming) -> int:
