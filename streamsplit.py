@@ -144,8 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of the verbs below; VERB --help says more")
     verb = parser.parse_args(arguments[:1]).verb
+    from common.output import to_any_reader
+
     try:
-        return VERBS[verb][0](arguments[1:])
+        return to_any_reader(lambda: VERBS[verb][0](arguments[1:]))
     except KeyboardInterrupt:
         return 130
 

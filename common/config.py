@@ -26,6 +26,7 @@ from common.config_reference import KeyRow, markdown, reference
 from common.config_trainer import TrainerConfig
 from common.config_types import PointsTo, Settings, unusable
 from common.errors import ConfigError
+from common.output import to_any_reader
 from common.topics import PROTOCOL
 from common.yaml_tree import Document, Problem, read_document
 
@@ -233,4 +234,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(to_any_reader(main))

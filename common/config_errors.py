@@ -76,7 +76,7 @@ def _show(value: object) -> str:
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, dict | list | tuple):
-        text = "a section" if isinstance(value, dict) else "a list"
+        text = "a section" if isinstance(value, dict) else "a list" if value else "an empty list"
     else:
         text = f'the text "{value}"' if isinstance(value, str) else str(value)
     text = " ".join(text.split())

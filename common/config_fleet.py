@@ -43,12 +43,14 @@ class BrokerConfig(Settings):
     @classmethod
     def _address(cls, url: str) -> str:
         try:
-            BrokerAddress.parse(url)
+            address = BrokerAddress.parse(url)
         except ConfigError as error:
             raise refuse(
                 f"{str(error).partition(': expected')[0]} is not understood",
                 "mqtt://HOST[:PORT] or mqtts://HOST[:PORT]",
             ) from error
+        if address.username is not None or address.password is not None:
+            raise refuse("a user or password in the address", "broker.username and broker.password_file")
         return url
 
     @field_validator("password_file")

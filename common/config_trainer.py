@@ -134,7 +134,9 @@ class TrainerConfig(Settings):
         default_factory=dict, description="Devices whose cut the operator fixes."
     )
     allowed_cuts: Annotated[
-        tuple[Cut, ...] | None, BeforeValidator(as_tuple), Means(f"list of cuts from 0 to {ENCODER_DEPTH}, or null")
+        tuple[Cut, ...] | None,
+        BeforeValidator(as_tuple),
+        Means(f"list of one or more cuts from 0 to {ENCODER_DEPTH}, or null"),
     ] = Field(
         default=None, min_length=1, description="Cuts the devices may use; null: all that a device's min_cut permits."
     )

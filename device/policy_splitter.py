@@ -80,7 +80,7 @@ class PolicySplitter:
         except MessageError:
             self.refused += 1
             raise
-        LOG.info("policy %d takes over from %d", update.version, self.version)
+        LOG.info("decisions are by policy %d for %s from now on", update.version, update.encoder)
         self._network, self.version, self._is_the_fleets = network, update.version, True
 
     def offer_file(self, path: Path) -> None:

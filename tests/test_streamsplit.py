@@ -98,6 +98,14 @@ def test_a_demonstration_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_demonstration_with_a_setting_that_does_not_exist_ends_before_it_begins(tmp_path: Path) -> None:
+    done = run("demo", "--out", str(tmp_path / "out"), "--set", "learning_rat=1", "--set-device", "splitter.cut=2")
+    assert done.returncode == 78
+    assert "learning_rat: unknown key (did you mean" in done.stderr
+    assert "device-1.yaml" in done.stderr
+    assert not (tmp_path / "out" / "trainer").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -18,7 +18,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common import soundscape
+from common import config, soundscape
+from common.errors import ConfigError
 from common.link import Link
 from common.topics import Topics, is_data
 from trainer import checkpoint
@@ -62,6 +63,10 @@ def run(options: DemoOptions, *, broker_url: str, broker_kind: str) -> Report:
         for line in listed("not there", split.missing):
             console.print(line, highlight=False, markup=False)
     files = write_files(options, broker_url, split)
+    first = next(iter(files.devices.values()))  # of what was asked for, the devices' files say the same
+    problems = config.check([files.trainer, first])
+    if problems:
+        raise ConfigError("\n".join(map(str, problems)))
     started_s = time.monotonic()
     train(options, files, broker_url, console)
     wall_s = time.monotonic() - started_s

@@ -61,7 +61,9 @@ def _setting(text: str, option: str, file: str) -> tuple[str, object]:
 
 def _problems(options: DemoOptions) -> list[str]:
     problems = []
-    if not 1 <= options.devices <= options.windows:
+    if options.windows < 1:
+        problems.append(f"--windows {options.windows}: allowed are 1 and more")
+    elif not 1 <= options.devices <= options.windows:
         problems.append(f"--devices {options.devices}: allowed are 1 to --windows ({options.windows})")
     if options.cut not in SPLITTERS and not (options.cut.isdigit() and int(options.cut) <= ENCODER_DEPTH):
         problems.append(f"--cut {options.cut}: allowed are 0 to {ENCODER_DEPTH} and {', '.join(SPLITTERS)}")
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--order", choices=("stream", "shuffled"), default="stream", help="contiguous windows, or random ones")
     add("--shard", choices=("iid", "by-class"), default="iid", help="how recordings are dealt to the devices")
     add("--profile", action="append", default=[], help="board to imitate, in turn; may be given several times")
-    add("--cut", default="5", help="blocks on the device, or heuristic")
+    add("--cut", default="5", help="blocks on the device, or heuristic; one below min_cut, 3, lowers it as well")
     add("--mode", choices=MODES, default="split", help="split, or one of the baselines")
     add("--codec", help="codec of the activations; the default is the device's")
     add("--encoder", choices=ENCODERS, default="mobile", help="encoder")

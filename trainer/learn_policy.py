@@ -22,7 +22,7 @@ from common.config_fleet import FleetConfig
 from common.errors import ConfigError, MessageError
 from common.link import Incoming, Link
 from common.messages import DeviceStatus, PolicyUpdate, Telemetry
-from common.process import LinkOpener, new_boot, open_link, run_process, stop_on_signals
+from common.process import LinkOpener, new_boot, open_link, prepare_folder, run_process, stop_on_signals
 from common.topics import Kind, Topics
 from trainer.fleet_speeds import FleetSpeeds
 from trainer.link_traces import Split, read_split
@@ -152,7 +152,10 @@ class PolicyProcess:
     def _publish(self) -> None:
         self.version += 1
         LOG.info("policy %d goes out", self.version)
-        save_policy(self._path, self.current())
+        try:
+            save_policy(self._path, self.current())
+        except OSError as error:  # what it learned is the fleet's all the same; the next one may be kept
+            LOG.warning("%s: cannot be written (%s): policy %d is not kept", self._path, error.strerror, self.version)
         for device in sorted(self._devices):
             self._tell(device)
 
@@ -223,6 +226,7 @@ def learn(
         ConfigError: no policy in ``path``, or one for another encoder; no measured times of the encoder.
     """
     torch.set_num_threads(1)
+    prepare_folder(path.parent, "--policy")
     costs = encoder_costs(fleet.encoder, compute=compute)
     update, network = load_policy(path, actions=costs.depth + 2)
     if update.encoder != fleet.encoder:

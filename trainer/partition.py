@@ -20,6 +20,10 @@ from trainer.partition_prices import Amounts, Pins, Rates, total
 MEMORY_STEPS = 40  # halvings of the price of memory
 
 
+class NoRoom(ValueError):
+    """What has to run on the device does not fit into its memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A placement: which operations run on the device, [n], and what a window then costs, in units of `Weights`."""
@@ -58,13 +62,14 @@ class Partition:
         fits (Lagrange): what is found fits, and is the best among those that some price of memory makes optimal.
 
         Raises:
-            ValueError: not even what has to be on the device fits, or a result that cannot travel would have to.
+            NoRoom: not even what has to be on the device fits.
+            ValueError: a result that cannot travel would have to.
         """
         best = self._unbounded(price)
         if memory_bytes is None or self._memory(best.on_device) <= memory_bytes:
             return best
         if self._memory(self._given.device) > memory_bytes:
-            raise ValueError(f"what has to run on the device needs more than {memory_bytes / 2**20:.0f} MiB")
+            raise NoRoom(f"what has to run on the device needs more than {memory_bytes / 2**20:.0f} MiB")
         return self._bounded(price, memory_bytes)
 
     def _unbounded(self, price: Rates) -> Plan:

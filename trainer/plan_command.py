@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common import config
+from common.arguments import between
 from common.codec import DEFAULT_ACTIVATIONS_CODEC, DEFAULT_GRADIENT_CODEC, Codec
 from common.compute_profile import ComputeProfile, load
 from common.config_types import DEFAULT_CHANGE_CODEC
@@ -18,12 +19,13 @@ from common.encoder import ENCODERS, build_encoder
 from common.encoder_graph import trace
 from common.errors import ConfigError
 from common.profiling import cache_folder, cached_profile
-from trainer.partition import Partition
+from trainer.partition import NoRoom, Partition
 from trainer.partition_graph import CutGraph, Flags, graph_of, up_to_block
 from trainer.partition_prices import Breakdown, LinkState, amounts, breakdown, pins, rates
 from trainer.partition_wire import measure_wire
 
 UNITS = {"mbps": 1.0, "kbps": 1e-3, "gbps": 1e3, "ms": 1.0, "s": 1e3}
+LEAST_MEASURE, MOST_MEASURE = 1e-6, 1e9  # Mbit/s or ms: beyond them a delay is no number that says anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (device.encoder, len(device.nodes)) != (here.encoder, len(here.nodes)):
         raise ConfigError(f"{given.profile}: a profile of {device.encoder}, not of {here.encoder} with its nodes")
     link = LinkState(given.uplink, given.downlink or given.uplink, given.rtt)
-    compared = compare(
-        given.encoder, device, here, link, local_iterations=given.local_iterations, min_cut=given.min_cut,
-        memory_bytes=None if given.memory_mb is None else given.memory_mb * 2**20,
-    )  # fmt: skip
+    try:
+        compared = compare(
+            given.encoder, device, here, link, local_iterations=given.local_iterations, min_cut=given.min_cut,
+            memory_bytes=None if given.memory_mb is None else given.memory_mb * 2**20,
+        )  # fmt: skip
+    except NoRoom as error:
+        raise ConfigError(f"--memory-mb {given.memory_mb:g}: {error}; allowed: more, or a smaller --min-cut") from error
     if given.png is not None:
         from trainer.plan_picture import draw
 
@@ -150,7 +155,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rtt", type=_measure("ms"), default=50.0, metavar="50ms")
     parser.add_argument("--local-iterations", type=int, default=200, help="windows between two exchanges of weights")
     parser.add_argument("--min-cut", type=int, choices=range(9), help="privacy floor; default: none, sound may travel")
-    parser.add_argument("--memory-mb", type=float, help="what training may keep in the device's memory")
+    parser.add_argument("--memory-mb", type=between(float, 0.0), help="what training may keep in the device's memory")
     parser.add_argument("--png", type=Path, help="draw the comparison and the cut")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     given = parser.parse_args(argv)
@@ -165,10 +170,12 @@ def _measure(kind: str) -> Callable[[str], float]:
 
     def parse(text: str) -> float:
         unit = next((unit for unit in allowed if text.lower().endswith(unit)), "")
-        value = float(text[: len(text) - len(unit)]) * UNITS.get(unit, 1.0)
-        if not value > 0:
-            raise ValueError
+        try:
+            value = float(text[: len(text) - len(unit)]) * UNITS.get(unit, 1.0)
+        except ValueError:
+            value = 0.0
+        if not LEAST_MEASURE <= value <= MOST_MEASURE:
+            raise argparse.ArgumentTypeError(f"{text}: allowed is a number above 0 and a unit of {', '.join(allowed)}")
         return value
 
-    parse.__name__ = f"number above 0 with unit {' or '.join(allowed)}"
     return parse

@@ -22,6 +22,7 @@ from trainer.reward import RewardWeights, reward, utility, with_dropped
 
 OLDEST = 2
 PAUSE_S = 8.0  # by which telemetry may be later than its windows account for: a slow board, a slow link
+MOST_OPEN = 1_024  # decisions of one device that follow each other; nobody may ever draw one, and so ask for them
 MOST_KEPT = 20_000  # decisions waiting to be learned from; older ones are dropped
 # No splitter draws what it finds less likely than e to this: a policy so sure has no other action to draw.
 LEAST_LOG_PROB = -20.0
@@ -112,8 +113,11 @@ class Experience:
         made = Reported(
             device, telemetry.observation, telemetry.mask, place, telemetry.log_prob, telemetry.policy_version, worth
         )
-        self._open.setdefault(device, []).append(made)
+        trajectory = self._open.setdefault(device, [])
+        trajectory.append(made)
         self.drawn += made.drawn
+        if len(trajectory) >= MOST_OPEN:
+            self._cut(device)
         return made
 
     def _usable(self, telemetry: Telemetry) -> bool:

@@ -53,6 +53,7 @@ def load_policy(path: Path, *, actions: int) -> tuple[PolicyUpdate, PolicyNetwor
             raise MessageError("the digest does not match")
         return update, unpack_network(update.data, inputs=len(OBSERVATION_NAMES), actions=actions)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        allowed = "a policy by streamsplit train-policy, or a copy of one of configs/policies"
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; allowed: {allowed}") from error
     except MessageError as error:
         raise ConfigError(f"{path}: {error}") from error

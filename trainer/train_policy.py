@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", default="mobile", help="whose cuts are chosen (default mobile)")
     parser.add_argument("--compute", type=Path, help="its profile by streamsplit profile; default: the shipped one")
     parser.add_argument("--out", type=Path, default=Path("policy"), help="folder for what is written (default policy)")
-    parser.add_argument("--seed", type=between(int, 0), default=0)
+    parser.add_argument("--seed", type=between(int, 0, 2**32 - 1), default=0)
     parser.add_argument("--rounds", type=between(int, 1), default=Plan().rounds, help="of imitating the oracle")
     parser.add_argument(
         "--updates", type=between(int, 0), default=Plan().updates, help="from rewards, of 8,192 decisions each"

@@ -149,11 +149,12 @@ class _DecodedClips:
 def _found(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+            wrong = "is not a folder" if folder.exists() else "there is no such folder"
+            raise ConfigError(f"source.path {folder}: {wrong}; allowed: a folder of recordings")
         # os.walk passes over what it may not read; here that must be said.
         next(folder.iterdir(), None)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise ConfigError(f"source.path {folder}: cannot be read ({error.strerror})") from error
     found = [
         Path(parent) / name
         for parent, _, names in os.walk(folder)
@@ -161,7 +162,7 @@ def _found(folder: Path) -> list[Path]:
         if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES
     ]
     if not found:
-        raise ConfigError(f"{folder}: holds no recordings ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        raise ConfigError(f"source.path {folder}: holds no recordings ({', '.join(sorted(AUDIO_SUFFIXES))})")
     return sorted(found)
 
 

@@ -115,7 +115,7 @@ def _remarks(result: Mapping[str, Any]) -> Iterable[str]:
         yield f"{NOT_RUN.capitalize()}: {', '.join(missing)}."
     ours = rows.get(HEADLINE.name)
     if ours is not None:
-        above = ", ".join(result["above"]) or "none"
+        above = "; ".join(result["above"]) or "none"
         yield f"Above {ours['title']} in the mean of the runs that both have: {above}."
     if not all(one["current"] for one in rows.values()):
         yield f"{OLD} run before a default, or the row itself, changed."

@@ -215,6 +215,15 @@ def test_a_device_cannot_name_a_file_of_this_computer_as_its_profile(
     assert watts == {"path": 0.0, "file": 0.0, "none": 0.0}
 
 
+def test_a_policy_that_cannot_be_kept_goes_out_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = Process(tmp_path / "gone" / "policy.bin")
+    one.hear(TOPICS.status("pi"), status("ready"))
+    for seq in range(1, 9):
+        one.hear(TOPICS.telemetry("pi"), messages.encode(told(seq)))
+    assert (one.process.version, len(one.link.retained)) == (5, 2)
+    assert "policy 5 is not kept" in caplog.text
+
+
 def test_what_is_withheld_is_counted_and_nobody_is_told(tmp_path: Path) -> None:
     one = Process(tmp_path / "policy.bin")
     one.process._learner = learner(tolerance=-10.0)

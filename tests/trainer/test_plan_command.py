@@ -51,6 +51,11 @@ def test_the_plan_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "operations on the device" in capsys.readouterr().out
 
 
+def test_memory_that_does_not_hold_the_floor_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert streamsplit(["plan", "--min-cut", "8", "--memory-mb", "1"]) == 78
+    assert "needs more than 1 MiB; allowed: more, or a smaller --min-cut" in capsys.readouterr().err
+
+
 def test_a_profile_file_of_another_encoder_or_a_board_that_is_unknown_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "half.json"
     save(measure(build_encoder("mobile-half", seed=0), name="mobile-half", repeats=1), path)

@@ -9,7 +9,7 @@ from common.messages import Telemetry
 from common.policy import OBSERVATION_NAMES
 from tests.common.cases import cases
 from trainer.link_traces import STEP_S
-from trainer.policy_experience import LEAST_WORTH, PAUSE_S, RECENT_WATTS, Experience, Reported
+from trainer.policy_experience import LEAST_WORTH, MOST_OPEN, PAUSE_S, RECENT_WATTS, Experience, Reported
 from trainer.reward import RewardWeights
 
 W = RewardWeights()
@@ -139,6 +139,11 @@ def test_trajectories_are_cut_at_gaps_new_boots_and_what_no_policy_decided() -> 
     pinned = told(4, policy_version=0)
     assert lengths(experience(*map(told, (1, 2, 3)), pinned, *map(told, (5, 6)))) == [2, 2]
     assert lengths(experience(told(1), told(2), told(2), told(1), told(3))) == [2]
+
+
+def test_a_device_that_never_draws_does_not_fill_the_memory() -> None:
+    made = experience(*(told(seq, log_prob=0.0) for seq in range(1, 2 * MOST_OPEN + 3)))
+    assert lengths(made) == [MOST_OPEN, MOST_OPEN]
 
 
 def test_news_of_a_decision_before_its_step_is_over_is_not_its_outcome() -> None:
