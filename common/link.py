@@ -176,7 +176,8 @@ class Link:
     def retain_many(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """Like ``retain`` for a large set: sent in this order, paced, behind data and QoS 1; again at every connect.
 
-        A newer set replaces what an older one has not sent yet of the same topics; the rest of the older goes first.
+        A newer set replaces what an older one has not sent yet of the same topics; but one that has done so goes out
+        whole, before anything newer.
         """
         for topic, _ in entries:
             self._check(topic)

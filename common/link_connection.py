@@ -3,7 +3,8 @@
 One thread owns the socket: it connects, subscribes and re-publishes what is retained at every connect, hands paho the
 next message only when the socket has taken the one before (paho's own QoS 0 queue has no bound), and is the one loop
 that reconnects. paho is driven without its threads, so none of its locks is ever taken from outside.
-MQTT 5 first; 3.1.1 where the broker refuses it or does not answer, and what worked is remembered.
+MQTT 5 first; 3.1.1 where the broker refuses it or does not answer, and what worked is remembered; where a broker only
+hung up, MQTT 5 is asked for again the next time.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Connection:
                 self._short_lived = self._short_lived + 1 if self._answered and not stable else 0
                 if self._answered and stable:
                     backoff.reset()
-                if self._wrong_protocol():
+                if not self._state.stopping.is_set() and self._wrong_protocol():
                     self._change_protocol()
                     if self._protocol == MQTT_311:
                         continue
@@ -121,18 +122,20 @@ class Connection:
 
     def _goes_on(self) -> bool:
         """Until it shall stop; then as long as something is left to say, and time, and few attempts were in vain."""
-        state = self._state
-        if not state.stopping.is_set():
+        if not self._state.stopping.is_set():
             return True
         self._last_attempts += 1
-        untold = not state.outbound.empty() or bool(self._in_flight)
-        return untold and self._last_attempts <= LAST_ATTEMPTS and time.monotonic() < state.flush_until_s
+        return self._left_to_say() and self._last_attempts <= LAST_ATTEMPTS
+
+    def _left_to_say(self) -> bool:
+        untold = not self._state.outbound.empty() or bool(self._in_flight)
+        return untold and time.monotonic() < self._state.flush_until_s
 
     def _pause(self, backoff: Backoff) -> None:
-        if self._state.stopping.is_set():
-            time.sleep(LAST_PAUSE_S)
-        else:
+        if not self._state.stopping.is_set():
             self._state.stopping.wait(backoff.next_s())
+        elif self._left_to_say():
+            time.sleep(LAST_PAUSE_S)
 
     def _wrong_protocol(self) -> bool:
         """Whether to try the other one: nobody answered, or what did not answer to MQTT 5 may have been going down."""
@@ -217,6 +220,7 @@ class Connection:
                 self._move(selector, sock)
                 if not self._answered and time.monotonic() > answer_until_s:
                     state.last_error = f"{self._where()}: no answer to CONNECT"
+                    self._refuses_5 = self._protocol == MQTT_5
                     client.abort()
                 if leaving and time.monotonic() > state.flush_until_s + LEAVE_TIMEOUT_S:
                     client.abort()  # the socket does not even take a good-bye
@@ -290,7 +294,7 @@ class Connection:
         if time.monotonic() >= self._state.flush_until_s:
             return True
         if not self._state.connected:  # of who says CONNECT and hangs up the broker publishes the will
-            return False
+            return self._will is None and self._state.outbound.empty()
         return self._state.outbound.empty() and not self._in_flight and not self._client.want_write()
 
     def _leave(self) -> None:

@@ -160,6 +160,7 @@ class OutboundQueues:
         self._singles: dict[str, Outgoing] = {}
         self._sets: dict[str, Outgoing] = {}
         self._next_sets: dict[str, Outgoing] = {}
+        self._replaced = False  # the set on its way took the place of another one
         self._retained_singles: dict[str, bytes] = {}
         self._retained_sets: dict[str, bytes] = {}
         self._data_run = self._acknowledged_run = 0
@@ -216,11 +217,13 @@ class OutboundQueues:
     def retain_many(self, entries: Sequence[tuple[str, bytes]]) -> None:
         """A large set, sent in this order after everything older.
 
-        One that is on its way goes out to its end: where sets are made faster than the socket takes them, each would
-        else begin anew and none be whole. Of those that wait behind it the newest counts, topic by topic.
+        An entry takes the place of an unsent one of the set on its way. But a set that has done so goes out to its end:
+        where sets are made faster than the socket takes them, each would else begin anew and none be whole. Of those
+        that wait behind it the newest counts.
         """
         with self._lock:
-            pending = self._next_sets if self._sets else self._sets
+            pending = self._next_sets if self._replaced else self._sets
+            self._replaced = bool(self._sets)
             for topic, payload in entries:
                 self._retained_singles.pop(topic, None)
                 self._singles.pop(topic, None)
@@ -241,7 +244,7 @@ class OutboundQueues:
         with self._lock:
             self._singles |= {topic: _retained(topic, payload) for topic, payload in self._retained_singles.items()}
             self._sets = {topic: _retained(topic, payload) for topic, payload in self._retained_sets.items()}
-            self._next_sets = {}
+            self._next_sets, self._replaced = {}, False
 
     def lose_data(self) -> None:
         """The connection is gone: waiting QoS 0 messages are lost, and counted."""
@@ -277,8 +280,7 @@ class OutboundQueues:
             return self._acknowledged.popleft()
         self._acknowledged_run = 0
         message = _first(self._sets)
-        if not self._sets:
-            self._sets, self._next_sets = self._next_sets, {}
+        self._go_on_to_next_sets()
         return message
 
     def _forget(self, topic: str) -> None:
@@ -286,8 +288,11 @@ class OutboundQueues:
             table.pop(topic, None)
         for pending in (self._singles, self._sets, self._next_sets):
             pending.pop(topic, None)
+        self._go_on_to_next_sets()
+
+    def _go_on_to_next_sets(self) -> None:
         if not self._sets:
-            self._sets, self._next_sets = self._next_sets, {}
+            self._sets, self._next_sets, self._replaced = self._next_sets, {}, False
 
 
 def _held_bytes(message: Incoming) -> int:

@@ -26,4 +26,4 @@ def to_any_reader(run: Callable[[], int]) -> int:
 def _reader_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

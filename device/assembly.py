@@ -164,7 +164,9 @@ def _pace(settings: DeviceConfig) -> Pace:
     lockstep = settings.speed == "fast"
     share = settings.sending.share
     between_s = GAPS_AWAITED * WINDOW_S * (1 / share - 1)  # what is not sent keeps the next part waiting
-    timeout_s = settings.step_timeout_s + between_s
+    # Those that are complete wait for the others as long as a step takes: who gave up sooner would never be answered.
+    step_s = 0.0 if lockstep else settings.fleet.parts_per_step * WINDOW_S
+    timeout_s = max(settings.step_timeout_s, 2 * step_s) + between_s
     local_waiting = LOCAL_STEPS_WAITING * settings.fleet.parts_per_step
     federated = settings.fleet.mode == "federated"
     sends_sound = settings.fleet.mode == "server-only" and settings.baseline_raw_audio

@@ -169,8 +169,8 @@ class Batcher:
     def _waited_through_a_step(self, now_s: float) -> bool:
         """Whether the complete ones are the most, and who began when they were complete has had as long as they."""
         complete = self._complete()
-        begun = sum(bool(seat.parts) and not seat.excused for seat in self._seats.values())
-        if 2 * len(complete) < max(begun, 1):
+        begun = sum(bool(self._seats[device].parts) for device in self._missing())
+        if not complete or len(complete) < begun:
             return False
         took_s = median(max(seat.newest_s - seat.begun_s, _asked_s(seat)) for seat in complete)
         return now_s - median(seat.newest_s for seat in complete) >= took_s

@@ -226,11 +226,11 @@ def learn(
         ConfigError: no policy in ``path``, or one for another encoder; no measured times of the encoder.
     """
     torch.set_num_threads(1)
-    prepare_folder(path.parent, "--policy")
     costs = encoder_costs(fleet.encoder, compute=compute)
     update, network = load_policy(path, actions=costs.depth + 2)
     if update.encoder != fleet.encoder:
         raise ConfigError(f"{path}: a policy for {update.encoder}, the fleet's encoder is {fleet.encoder}")
+    prepare_folder(path.parent, "--policy")
     weights = RewardWeights()
     topics = Topics(fleet.fleet)
     split = read_split()

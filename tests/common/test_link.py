@@ -414,27 +414,43 @@ def test_a_link_that_is_stopped_before_it_is_connected_still_says_its_last_word_
     assert [b"stopped" in each for each in heard] == [True]
 
 
-def test_a_connection_that_breaks_while_a_link_stops_is_made_once_more_for_what_is_left_to_say() -> None:
+@pytest.mark.parametrize("answers", [[CONNACK_5, CONNACK_5], [b"", CONNACK_311, CONNACK_311]], ids=["5", "3.1.1"])
+def test_a_connection_that_breaks_while_a_link_stops_is_made_once_more_for_what_is_left_to_say(
+    answers: list[bytes],
+) -> None:
+    def unanswered(connection: socket.socket) -> None:
+        while connection.recv(1000):
+            pass
+
     def breaks(connection: socket.socket) -> None:
         connection.recv(1000)
-        connection.sendall(CONNACK_5)
-        while b"stopped" not in connection.recv(1000):
-            pass
+        connection.sendall(answers[-1])
+        said = b""
+        while b"stopped" not in said:
+            said += (chunk := connection.recv(1000))
+            assert chunk
         link._state.stopping.wait(SOON_S)
 
     def hears(connection: socket.socket) -> None:
         connection.recv(1000)
-        connection.sendall(CONNACK_5)
+        connection.sendall(answers[-1])
         heard.append(hear_the_last_word(connection))
 
     heard: list[bytes] = []
-    with scripted_broker(breaks, hears) as url:
+    with scripted_broker(*[unanswered] * (len(answers) - 2), breaks, hears) as url:
         link = Link(url=url, client_id="persistent", is_data=data_topic, will=("status/persistent", b"lost"))
         link.start()
         assert link.wait_connected(SOON_S)
         link.retain("status/persistent", b"stopped")
         link.stop(SOON_S)
     assert [b"stopped" in each for each in heard] == [True]
+
+
+def test_a_link_with_nothing_to_say_stops_at_once(links: Links) -> None:
+    link = links.make("quiet", "data/#")
+    start_s = time.monotonic()
+    link.stop(SOON_S)
+    assert time.monotonic() - start_s < 0.2
 
 
 def test_a_broker_that_was_only_going_down_is_asked_for_mqtt_5_again() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
@@ -262,25 +263,26 @@ def test_nobody_waits_for_a_device_whose_parts_cannot_be_used_in_this_batch() ->
     assert not gathering.due(0.0), "in the next one it is awaited as ever"
 
 
-def played(devices: int, *, within_s: float, minutes: int, lost: float = 0.0, seed: int = 0) -> list[float]:
+def played(devices: int, *, within_s: float, minutes: int, lost: float = 0.0, parts: int = 8) -> list[float]:
     """When batches close, in seconds: devices switched on at any time within ``within_s``, a part every 0.96 s."""
-    rng, gathering = random.Random(seed), Batcher(max_lag=1, parts_per_step=8)
+    rng, gathering = random.Random(0), Batcher(max_lag=1, parts_per_step=parts)
+    timeout_s = max(30.0, 2 * 0.96 * parts)  # as `device.assembly` has it
     next_s = {f"d{number:02}": rng.uniform(0.0, within_s) for number in range(devices)}
     step, sent, waits_from = dict.fromkeys(next_s, 0), dict.fromkeys(next_s, 0), dict.fromkeys(next_s, 0.0)
     closed, joined = [], set[str]()
     for tick in range(minutes * 60 * 4):
         now_s = tick / 4
         for device, due_s in next_s.items():
-            if sent[device] == 8 and now_s - waits_from[device] >= 30.0:  # it gives the step up
+            if sent[device] == parts and now_s - waits_from[device] >= timeout_s:  # it gives the step up
                 step[device], sent[device] = step[device] + 1, 0
-            if now_s < due_s or sent[device] == 8:
+            if now_s < due_s or sent[device] == parts:
                 continue
             if device not in joined:
                 joined.add(device)
                 gathering.join(device, BOOT)
             number, sent[device] = sent[device], sent[device] + 1
             if rng.random() >= lost:
-                one = part(device, number, step=step[device], last=number == 7)
+                one = part(device, number, step=step[device], last=number + 1 == parts)
                 gathering.add(one, now_s=now_s, weights_version=0)
             next_s[device], waits_from[device] = now_s + 0.96, now_s
         if gathering.due(now_s):
@@ -290,13 +292,18 @@ def played(devices: int, *, within_s: float, minutes: int, lost: float = 0.0, se
     return closed
 
 
-@pytest.mark.parametrize(("devices", "within_s", "lost"), [(30, 60.0, 0.0), (50, 120.0, 0.0), (30, 60.0, 0.05)])
+@pytest.mark.parametrize(
+    ("devices", "within_s", "lost", "parts"),
+    [(30, 60.0, 0.0, 8), (50, 120.0, 0.0, 8), (30, 60.0, 0.05, 8), (30, 60.0, 0.0, 32), (30, 60.0, 0.0, 64)],
+)
 def test_devices_that_are_switched_on_one_after_another_soon_learn_in_step(
-    devices: int, within_s: float, lost: float
+    devices: int, within_s: float, lost: float, parts: int
 ) -> None:
-    closed = played(devices, within_s=within_s, minutes=6, lost=lost)
-    later = [at_s for at_s in closed if at_s >= 180.0]
-    fastest = 180.0 / 8.0  # a step is 8 parts of 0.96 s; with lost parts the deadline is waited for
+    step_s = 0.96 * parts
+    minutes = math.ceil(45 * step_s / 60)
+    closed = played(devices, within_s=within_s, minutes=minutes, lost=lost, parts=parts)
+    later = [at_s for at_s in closed if at_s >= 22 * step_s]
+    fastest = (60 * minutes - 22 * step_s) / (step_s + 0.3)  # with lost parts the deadline is waited for
     assert len(later) >= (0.7 if lost else 0.9) * fastest
 
 
