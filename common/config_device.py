@@ -171,8 +171,8 @@ class DeviceConfig(Settings):
         default=30.0,
         gt=0,
         le=3600,
-        description="Seconds after which an unanswered step counts as lost; more than deadline_ms. In real time no less "
-        "than twice what a step's windows last.",
+        description="Seconds after which an unanswered step counts as lost; more than deadline_ms. In real time no "
+        "less than twice what a step's windows last.",
     )
     connect_timeout_s: Number = Field(
         default=30.0, gt=0, le=3600, description="Seconds to wait for the broker at start before going on without it."
