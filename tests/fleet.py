@@ -29,6 +29,7 @@ from common.config import fingerprint, load_fleet
 from common.encoder import build_encoder
 from common.errors import MessageError
 from common.link import Incoming, Link
+from common.link_address import BrokerAddress
 from common.mixture_memory import MIXTURE
 from common.split import block_state, client_names, names
 from common.state_blob import digest, pack_state
@@ -161,7 +162,18 @@ class Fleet:
         self._start_broker(self.port)
 
     def fleet_file(self, name: str = "fleet", *, url: str = "", **settings: object) -> Path:
-        return self._write(name, {"fleet": NAME, "broker": {"url": url or self.broker.url}} | self._settings | settings)
+        broker = self._broker_settings(name, url or self.broker.url)
+        return self._write(name, {"fleet": NAME, "broker": broker} | self._settings | settings)
+
+    def _broker_settings(self, name: str, url: str) -> dict[str, str]:
+        """A user and password in the URL go where the configuration wants them."""
+        address = BrokerAddress.parse(url)
+        if address.username is None:
+            return {"url": url}
+        password_file = self.directory / f"{name}.password"
+        password_file.write_text(address.password or "", encoding="utf-8")
+        bare = f"mqtt://{address.host}:{address.port}"
+        return {"url": bare, "username": address.username, "password_file": str(password_file)}
 
     def trainer_file(self, **settings: object) -> Path:
         defaults: dict[str, object] = {
