@@ -14,7 +14,7 @@ import torch
 
 from common import config, weights_file
 from common.config_device import DeviceConfig
-from device import loop
+from device import assembly, loop
 from device.__main__ import listen
 from device.compute_time import ComputeTime
 from device.exchange import Exchange
@@ -47,6 +47,18 @@ def test_what_a_device_learns_during_an_outage_is_on_its_disk_before_it_ends(
     monkeypatch.setattr(loop.DeviceLoop, "_leave", lambda self: None)  # the power is cut
     listen(settings(tmp_path, "windows: 40"), threading.Event())
     assert len(saved) >= 2
+
+
+def test_a_step_is_given_up_no_sooner_than_another_one_takes(tmp_path: Path) -> None:
+    """As long as that the trainer lets those that are complete wait for the others."""
+
+    def timeout_s(parts: int, speed: str) -> float:
+        made = settings(tmp_path)
+        fleet = made.fleet.model_copy(update={"parts_per_step": parts})
+        return assembly._pace(made.model_copy(update={"fleet": fleet, "speed": speed})).step_timeout_s
+
+    assert [timeout_s(parts, "realtime") for parts in (8, 64)] == [30.0, pytest.approx(2 * 64 * 0.96)]
+    assert timeout_s(64, "fast") == 30.0, "its windows last no time"
 
 
 class Step:
